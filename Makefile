@@ -1,0 +1,64 @@
+# Everything happens inside this folder: one environment, one build, no settings outside.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OTHER_TORCH ?= torch==2.14.1
+VENV := .venv
+OTHER_VENV := .venv-other
+BIN := $(VENV)/bin
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+PYTHON_SOURCES := ssim_fused tests benchmarks examples setup.py
+
+# pip's cache and byte code stay inside too
+export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+
+.PHONY: help train compare test lint format bench info clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+train: $(VENV)/built ## set up everything and train the CVAE; pictures in runs/
+	$(BIN)/python examples/train_cvae.py
+
+compare: $(VENV)/built ## train again with MSE alone and with the article's loss, side by side
+	$(BIN)/python examples/train_cvae.py --compare
+
+test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
+	SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest
+
+lint: $(VENV)/ready ## ruff, clang-format, mypy
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/ready ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(VENV)/built ## compare with the article's code and pytorch-msssim
+	$(BIN)/python -m benchmarks --quick
+
+info: $(VENV)/built ## which paths are in use, and why
+	$(BIN)/python -m ssim_fused
+
+clean: ## remove what these commands made
+	rm -rf $(VENV) $(OTHER_VENV) build dist runs .cache *.egg-info ssim_fused/*.so
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" ninja wheel
+	$(BIN)/pip install -q $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(d for group in p.values() for d in group))")
+	touch $@
+
+$(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+$(OTHER_VENV)/ready:
+	$(PYTHON) -m venv $(OTHER_VENV)
+	$(OTHER_VENV)/bin/pip install -q "$(OTHER_TORCH)" numpy
+	touch $@

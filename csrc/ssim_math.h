@@ -1,0 +1,95 @@
+// The pointwise mathematics of SSIM: value and derivatives at one window, for every backend.
+//
+// With u = x + y and v = x - y (in units of the data range), window means m, window variances V:
+//
+//     a = m_u^2 / 2 + C1     p = m_v^2     A = a + p / 2     (luminance: mu_x^2 + mu_y^2 + C1)
+//     b = V_u / 2 + C2       q = V_v       B = b + q / 2     (contrast: var_x + var_y + C2)
+//
+//     SSIM     = (a - p / 2) (b - q / 2) / (A B)             (Wang et al. 2004, equation 13)
+//     1 - SSIM = (a q + p b) / (A B)  =: delta
+//
+// The subtraction cancels by hand, so delta is a sum of products that are never negative: it cannot
+// fall below zero, and it keeps its relative accuracy however close the images are.
+//
+// T is a scalar (CUDA, tails) or a vector of lanes (CPU): only + - * / < ?: are used.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define SSIM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SSIM_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace ssim_fused {
+
+// window moments of u and v, each filtered after a constant (the pivot) was taken away from it
+template <typename T>
+struct Moments {
+  T mean_u, mean_v;      // G*(u - pivot_u), G*(v - pivot_v)
+  T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
+};
+
+// derivatives of delta by the four filtered maps; the squares' carry the 2 of d(u^2) = 2 u du
+template <typename T>
+struct Derivatives {
+  T mean_u, mean_v;
+  T square_u, square_v;
+};
+
+// the terms that value and derivatives share
+template <typename T>
+struct Terms {
+  T m_u, m_v;    // true means, pivots added back
+  T a, b, p, q;  // as above
+  T A, B, r;     // r = 1 / (A B)
+};
+
+// rounding can push a variance a hair below zero; NaN passes through
+template <typename T>
+SSIM_HOST_DEVICE T nonnegative(T x) {
+  return x < T{} ? T{} : x;
+}
+
+template <typename T>
+SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one, T half) {
+  Terms<T> t;
+  t.m_u = m.mean_u + pivot_u;
+  t.m_v = m.mean_v + pivot_v;
+  t.p = t.m_v * t.m_v;
+  t.q = nonnegative<T>(m.square_v - m.mean_v * m.mean_v);
+  t.a = half * (t.m_u * t.m_u) + c1;
+  t.b = half * nonnegative<T>(m.square_u - m.mean_u * m.mean_u) + c2;
+  t.A = t.a + half * t.p;
+  t.B = t.b + half * t.q;
+  t.r = one / (t.A * t.B);
+  return t;
+}
+
+// 1 - SSIM
+template <typename T>
+SSIM_HOST_DEVICE T delta(const Terms<T>& t) {
+  return (t.a * t.q + t.p * t.b) * t.r;
+}
+
+// d delta / d (filtered maps). By the quotient rule, with C = a - p/2 and D = b - q/2,
+//     d/dq =  b C / (A B^2)      d/db = -q C / (A B^2)
+//     d/dp =  a D / (A^2 B)      d/da = -p D / (A^2 B)
+// and through V = E - m^2 to the filtered maps.
+template <typename T>
+SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, T half) {
+  const T r_sq = t.r * t.r;
+  const T contrast = (t.a - half * t.p) * t.A * r_sq;   // C / (A B^2)
+  const T luminance = (t.b - half * t.q) * t.B * r_sq;  // D / (A^2 B)
+  const T d_b = t.q * contrast;
+  const T d_q = t.b * contrast;
+  const T luminance_v = t.m_v * (t.a * luminance);
+  const T contrast_v = m.mean_v * d_q;
+  Derivatives<T> d;
+  d.mean_u = m.mean_u * d_b - t.m_u * (t.p * luminance);
+  d.mean_v = (luminance_v - contrast_v) + (luminance_v - contrast_v);
+  d.square_u = -d_b;
+  d.square_v = d_q + d_q;
+  return d;
+}
+
+}  // namespace ssim_fused

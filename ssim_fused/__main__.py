@@ -1,0 +1,46 @@
+"""``python -m ssim_fused``: which paths are available and in use, and why."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from . import __version__, _ops
+
+_CPU_DTYPES = "float32, float64; float16 and bfloat16 with float32 arithmetic"
+
+
+def _cpu() -> str:
+    if _ops.cpu_reason is None:
+        return f"native, {torch.ops.ssim_fused.cpu_isa()} ({_CPU_DTYPES})"
+    return f"fallback (plain PyTorch): the native library is not in use because {_ops.cpu_reason}"
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"none: torch is built for CUDA {torch.version.cuda}, but finds no GPU"
+    return (
+        f"fallback (plain PyTorch) on {torch.cuda.get_device_name()}: "
+        "this version has no CUDA kernels"
+    )
+
+
+def report() -> str:
+    """What a bug report needs, in one paste."""
+    rows = [
+        ("ssim_fused", __version__),
+        ("torch", torch.__version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("threads", torch.get_num_threads()),
+        ("cpu", _cpu()),
+        ("cuda", _cuda()),
+        ("elsewhere", "fallback (plain PyTorch), differentiable to any order"),
+    ]
+    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    print(report())

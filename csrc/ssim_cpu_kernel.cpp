@@ -155,7 +155,7 @@ class Item {
   const T* target_;     // [H, W]
   const A* weight_;     // [OH, OW] or null
   int64_t n_, c_, y0_, y1_, x0_, x1_;  // what this item covers
-  A pivot_u_, pivot_v_;
+  A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
   double sum_[width];
 
  public:
@@ -206,15 +206,15 @@ class Item {
   // The item's centre pixel. Where every window reaches over the edge, the zeros outside make the
   // variance large: there is nothing to gain, and a pivot would cost digits of the mean.
   void choose_pivot() {
-    pivot_u_ = pivot_v_ = 0;
+    pivot_input_ = pivot_target_ = pivot_v_ = 0;
     if (p_.h < p_.taps || p_.w < p_.taps) return;
     const int64_t mid_y = smaller((y0_ + y1_) / 2, p_.h - 1);
     const int64_t mid_x = smaller((x0_ + x1_) / 2, p_.w - 1);
     const A x = to_arithmetic(input_[mid_y * p_.input.stride_h + mid_x * p_.input.stride_w]);
     const A y = to_arithmetic(target_[mid_y * p_.target.stride_h + mid_x * p_.target.stride_w]);
-    const A scale = static_cast<A>(p_.inverse_range);
-    pivot_u_ = finite_or_zero((x + y) * scale);
-    pivot_v_ = finite_or_zero((x - y) * scale);
+    pivot_input_ = finite_or_zero(x);
+    pivot_target_ = finite_or_zero(y);
+    pivot_v_ = finite_or_zero(x - y);
   }
 
   // u and v, pivots taken away, of `width` pixels from (y, x); outside the image lies zero
@@ -240,9 +240,11 @@ class Item {
         b = load(ta_lanes);
       }
     }
+    // x + y would round away the last digits of large pixels, so the pivots come first there;
+    // x - y is exact for images that are near each other, so it comes first here
     const A scale = static_cast<A>(p_.inverse_range);
-    u = (a + b) * scale - pivot_u_;
-    v = (a - b) * scale - pivot_v_;
+    u = ((a - pivot_input_) + (b - pivot_target_)) * scale;
+    v = ((a - b) - pivot_v_) * scale;
   }
 
   // moments of map rows [y, y + width) over all of the item's columns, then what follows from them
@@ -300,7 +302,9 @@ class Item {
     const bool grad = p_.wants_grad();
     const V one = splat<A>(1), half = splat<A>(A(0.5)), zero{};
     const V c1 = splat<A>(static_cast<A>(p_.c1)), c2 = splat<A>(static_cast<A>(p_.c2));
-    const V pivot_u = splat<A>(pivot_u_), pivot_v = splat<A>(pivot_v_);
+    const A scale = static_cast<A>(p_.inverse_range);
+    const V pivot_u = splat<A>((pivot_input_ + pivot_target_) * scale);
+    const V pivot_v = splat<A>(pivot_v_ * scale);
     const Mask inside = lanes_between(y, 0, last_y);
     const Mask own = lanes_between(y, y0_, smaller(y1_, p_.out_h));
     V weights[width];

@@ -50,15 +50,33 @@ SSIM_HOST_DEVICE T nonnegative(T x) {
   return x < T{} ? T{} : x;
 }
 
+// x * x, not fused into a following subtraction: a window of one pixel then has a variance of
+// exactly 0, and not the rounding error of its square
+#if defined(__CUDA_ARCH__)
+SSIM_HOST_DEVICE float square(float x) { return __fmul_rn(x, x); }
+SSIM_HOST_DEVICE double square(double x) { return __dmul_rn(x, x); }
+#else
+template <typename T>
+SSIM_HOST_DEVICE T square(T x) {
+  T product = x * x;
+#if defined(__x86_64__)
+  __asm__("" : "+v"(product));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(product));
+#endif
+  return product;
+}
+#endif
+
 template <typename T>
 SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one, T half) {
   Terms<T> t;
   t.m_u = m.mean_u + pivot_u;
   t.m_v = m.mean_v + pivot_v;
   t.p = t.m_v * t.m_v;
-  t.q = nonnegative<T>(m.square_v - m.mean_v * m.mean_v);
+  t.q = nonnegative<T>(m.square_v - square(m.mean_v));
   t.a = half * (t.m_u * t.m_u) + c1;
-  t.b = half * nonnegative<T>(m.square_u - m.mean_u * m.mean_u) + c2;
+  t.b = half * nonnegative<T>(m.square_u - square(m.mean_u)) + c2;
   t.A = t.a + half * t.p;
   t.B = t.b + half * t.q;
   t.r = one / (t.A * t.B);

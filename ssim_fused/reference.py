@@ -30,6 +30,10 @@ def _pivot(image: Tensor, taps: int) -> Tensor:
     return torch.where(torch.isfinite(pixel), pixel, torch.zeros_like(pixel))
 
 
+def _pad(image: Tensor, settings: Settings) -> Tensor:
+    return F.pad(image, (settings.pad,) * 4) if settings.pad else image
+
+
 def _filter(maps: Tensor, window: Tensor) -> Tensor:
     """The separable window over (B, 1, H, W), without padding."""
     down = F.conv2d(maps, window.view(1, 1, -1, 1))
@@ -38,13 +42,15 @@ def _filter(maps: Tensor, window: Tensor) -> Tensor:
 
 def loss_map(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
     """1 - SSIM at each window: (N, C, H, W) images to (N, C, OH, OW)."""
-    n, c, h, w = input.shape
+    n, c, _, _ = input.shape
     scale = 1.0 / settings.data_range
-    u, v = (input + target) * scale, (input - target) * scale
     taps = len(settings.window)
-    pivot_u, pivot_v = _pivot(u, taps), _pivot(v, taps)
-    u = F.pad(u, (settings.pad,) * 4) - pivot_u
-    v = F.pad(v, (settings.pad,) * 4) - pivot_v
+    difference = input - target  # exact for images that are near each other
+    pivot_input, pivot_target = _pivot(input, taps), _pivot(target, taps)
+    pivot_v = _pivot(difference, taps)
+    u = _pad(input, settings) - pivot_input + (_pad(target, settings) - pivot_target)
+    u, v = u * scale, (_pad(difference, settings) - pivot_v) * scale
+    pivot_u, pivot_v = (pivot_input + pivot_target) * scale, pivot_v * scale
     maps = torch.stack((u, v, u * u, v * v)).flatten(0, 2).unsqueeze(1)
     window = torch.tensor(settings.window, dtype=input.dtype, device=input.device)
     filtered = _filter(maps, window)

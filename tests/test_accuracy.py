@@ -1,0 +1,86 @@
+"""Accuracy of the float32 loss and gradient against float64, where the usual code loses digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tables import oracle_map, pictures, relative_error
+
+import ssim_fused
+from ssim_fused import reference
+
+PATHS = {"fused": ssim_fused, "reference": reference}
+SHAPE = (2, 3, 256, 320)
+
+
+def noisy(picture, sigma, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(picture.shape, generator=generator, dtype=torch.float64)
+    return picture, picture + sigma * noise
+
+
+def natural():
+    return pictures(SHAPE, torch.float64)[0]
+
+
+def grain(low, high):
+    generator = torch.Generator().manual_seed(2)
+    return low + (high - low) * torch.rand(SHAPE, generator=generator, dtype=torch.float64)
+
+
+# name -> two pictures, data range
+FAMILIES = {
+    "natural, noise 0.05": lambda: (*noisy(natural(), 0.05), 1.0),
+    "noise 1e-3": lambda: (*noisy(natural(), 1e-3), 1.0),
+    "noise 1e-4": lambda: (*noisy(natural(), 1e-4), 1.0),
+    "bright, flat": lambda: (*noisy(grain(0.98, 0.99), 1e-3), 1.0),
+    "flat, noise 1e-4": lambda: (*noisy(grain(0.60, 0.61), 1e-4), 1.0),
+    "0..255, noise 1e-4": lambda: (*noisy(255 * natural(), 255e-4), 255.0),
+    "offset 1000": lambda: (*noisy(1000 + natural(), 0.05), 1.0),
+    "anti-correlated": lambda: (natural(), 1 - natural(), 1.0),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(path, padding, family):
+    x, y, data_range = FAMILIES[family]()
+    x, y = x.float().requires_grad_(), y.float()
+    true_x = x.detach().double().requires_grad_()
+    true = reference.ssim_loss(true_x, y.double(), padding=padding, data_range=data_range)
+    (true_grad,) = torch.autograd.grad(true, true_x)
+    # the oracle itself, by the textbook in float64, to the digits that its subtraction leaves
+    textbook = 1 - oracle_map(true_x.detach(), y.double(), (11, 1.5), padding, data_range).mean()
+    assert abs(true.item() - textbook.item()) < 1e-8
+
+    loss = PATHS[path].ssim_loss(x, y, padding=padding, data_range=data_range)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert relative_error(loss.detach(), true.detach()) < 2e-6
+    assert relative_error(grad, true_grad) < 2e-5
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1.0, 255.0, 1000.0])
+def test_identical_is_zero_and_the_map_never_above_one(path, offset):
+    x = (pictures((1, 2, 64, 80))[0] + offset).float()
+    assert PATHS[path].ssim_loss(x, x.clone()).item() == 0.0
+    for other in (torch.nextafter(x, x + 1), x + 1e-4, x * 0.999, 1 - x):
+        loss = PATHS[path].ssim_loss(x, other, reduction="none")
+        assert loss.min() >= 0
+        assert PATHS[path].ssim(x, other, reduction="none").max() <= 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("value", [0.0, 1e-20, 0.5, 1.0])
+def test_constant_pictures(path, value):
+    x = torch.full((1, 1, 20, 20), value)
+    assert PATHS[path].ssim_loss(x, x.clone()).item() == 0.0
+
+
+def test_the_usual_form_would_fail():
+    """The check can fail: the textbook form in float32 misses the bound that ours keeps."""
+    x, y, _ = FAMILIES["noise 1e-4"]()
+    x, y = x.float(), y.float()
+    true = reference.ssim_loss(x.double(), y.double())
+    assert relative_error(1 - oracle_map(x, y).mean(), true) > 1e-4

@@ -1,0 +1,136 @@
+"""gradcheck, second derivatives, opcheck, torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tables import pictures
+
+import ssim_fused
+from ssim_fused import _ops, reference
+
+native = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}")
+REDUCTIONS = ["mean", "sum", "image", "none"]
+WINDOW = _ops.reference.check_settings(11, 1.5, 1.0, 0.01, 0.03, "same", "mean").window
+
+
+def small(needs=(True, True)):
+    x, y = pictures((2, 1, 5, 6), torch.float64)
+    return x.requires_grad_(needs[0]), y.requires_grad_(needs[1])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_gradcheck(reduction, needs, padding):
+    def loss(x, y):
+        return ssim_fused.ssim_loss(x, y, window_size=5, padding=padding, reduction=reduction)
+
+    assert torch.autograd.gradcheck(loss, small(needs))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+def test_gradgradcheck(reduction, needs):
+    def loss(x, y):
+        return ssim_fused.ssim_loss(x, y, window_size=3, reduction=reduction)
+
+    assert torch.autograd.gradgradcheck(loss, small(needs))
+
+
+def test_double_backward_of_one_tensor_in_both_places():
+    x = small()[0]
+
+    def penalty(function):
+        loss = function.ssim_loss(x, x.square(), window_size=3)
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty(ssim_fused), penalty(reference), rtol=1e-9, atol=1e-12)
+
+
+def test_third_derivative():
+    x, y = small((True, False))
+
+    def third(function):
+        value = function.ssim_loss(x, y, window_size=3)
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+        return value
+
+    torch.testing.assert_close(third(ssim_fused), third(reference), rtol=1e-8, atol=1e-12)
+
+
+def settings_arguments(valid=False):
+    return (WINDOW, 1.0, 0.01, 0.03, valid)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("valid", [False, True])
+def test_opcheck(dtype, valid):
+    x, y = pictures((2, 3, 20, 24), dtype)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, y)]
+    ops = torch.ops.ssim_fused
+    for a, b in ((x, y), last):
+        arguments = (a, b, *settings_arguments(valid))
+        for reduction, grads in (("mean", (True, False)), ("sum", (True, True)), ("image", (False, False))):
+            torch.library.opcheck(ops.loss.default, (*arguments, reduction, *grads))
+        torch.library.opcheck(ops.loss_map.default, arguments)
+        grad_map = ops.loss_map(*arguments).to(_ops._accumulate_dtype(a))
+        for grads in ((True, False), (False, True), (True, True)):
+            torch.library.opcheck(ops.loss_backward.default, (grad_map, *arguments, *grads))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compile_without_a_graph_break(reduction):
+    torch._dynamo.reset()
+
+    def step(x, y):
+        return ssim_fused.ssim_loss(x * 1.0, y, reduction=reduction).square().sum()
+
+    compiled = torch.compile(step, fullgraph=True)
+    for shape in ((2, 1, 20, 24), (1, 2, 33, 17)):
+        x, y = pictures(shape)
+        x.requires_grad_()
+        expected, found = step(x, y), compiled(x, y)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        (expected_grad,) = torch.autograd.grad(expected, x)
+        (found_grad,) = torch.autograd.grad(found, x)
+        torch.testing.assert_close(found_grad, expected_grad, rtol=1e-4, atol=1e-7)
+
+
+def test_compile_the_modules():
+    torch._dynamo.reset()
+    criterion = ssim_fused.CVAELoss(return_terms=True)
+    compiled = torch.compile(criterion, fullgraph=True)
+    x, y = pictures((2, 1, 28, 28))
+    mu, logvar = torch.randn(2, 8), torch.randn(2, 8)
+    for found, expected in zip(compiled(x, y, mu, logvar), criterion(x, y, mu, logvar)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_gives_float32():
+    x, y = pictures((1, 1, 30, 30))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = x.bfloat16().requires_grad_()
+        loss = ssim_fused.ssim_loss(half, y.bfloat16())
+        assert loss.dtype == torch.float32
+        mixed = ssim_fused.ssim_loss(half, y)  # network output against float32 data
+        assert mixed.dtype == torch.float32
+    mixed.backward()
+    assert half.grad.dtype == torch.bfloat16
+    assert torch.isfinite(half.grad).all()
+    assert half.grad.abs().max() > 0
+
+
+def test_float16_gradient_of_a_mean_does_not_underflow():
+    x, y = pictures((4, 3, 128, 128), torch.float16, noise=0.01)
+    scale = 2.0**16
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = x.clone().requires_grad_()
+        (ssim_fused.ssim_loss(half, y) * scale).backward()
+    true = x.double().requires_grad_()
+    (reference.ssim_loss(true, y.double()) * scale).backward()
+    error = (half.grad.double() - true.grad).norm() / true.grad.norm()
+    assert error < 2**-9

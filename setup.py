@@ -31,7 +31,7 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX2 + AVX512} if X86_64 else {})
 
 # -ffp-contract=fast: multiply and add in one instruction, which ISO mode would forbid
-CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi".split()
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-ffp-contract=fast", "-fno-math-errno"]
 
 
@@ -52,7 +52,9 @@ def compiler() -> list[str]:
     """The C++ compiler's command."""
     command = shlex.split(os.environ.get("CXX", "c++"))
     if not command or shutil.which(command[0]) is None:
-        raise CannotBuild(f"no C++ compiler ({command[0] if command else 'CXX is empty'} not found)")
+        raise CannotBuild(
+            f"no C++ compiler ({command[0] if command else 'CXX is empty'} not found)"
+        )
     return command
 
 
@@ -101,7 +103,9 @@ def run_ninja(build: Path) -> None:
     try:
         subprocess.run([*command, "-C", str(build)], check=True)
     except subprocess.CalledProcessError as error:
-        raise CannotBuild(f"the compiler failed (exit code {error.returncode}, see above)") from None
+        raise CannotBuild(
+            f"the compiler failed (exit code {error.returncode}, see above)"
+        ) from None
 
 
 class BuildNative(build_ext):

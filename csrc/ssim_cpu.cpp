@@ -1,8 +1,8 @@
 // The operators of ssim_fused: schemas, and their CPU implementation.
 //
 // Built on LibTorch's stable ABI, so that one file serves every torch from 2.10 on. Fake (meta)
-// kernels and autograd are in ssim_fused/_ops.py. User errors are explained in Python; what a direct
-// call of torch.ops.ssim_fused.* could break is checked again here.
+// kernels and autograd are in ssim_fused/_ops.py. User errors are explained in Python; what a
+// direct call of torch.ops.ssim_fused.* could break is checked again here.
 #include "ssim_cpu.h"
 
 #include <torch/csrc/stable/library.h>
@@ -28,7 +28,8 @@ using torch::stable::Tensor;
 
 #if defined(__x86_64__) || defined(_M_X64)
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -60,11 +61,16 @@ std::string cpu_isa() { return kernel().isa; }
 
 Dtype dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    default: STD_TORCH_CHECK(false, "ssim_fused: images must be float16, bfloat16, float32 or float64");
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    default:
+      STD_TORCH_CHECK(false, "ssim_fused: images must be float16, bfloat16, float32 or float64");
   }
 }
 
@@ -86,8 +92,9 @@ bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-constexpr int64_t kMaxTileWidth = 256;   // an item's moments and derivatives stay in the L2 cache
-constexpr int64_t kMaxBandHeight = 512;  // an item of a tall image ends, so that all threads have work
+constexpr int64_t kMaxTileWidth = 256;  // an item's moments and derivatives stay in the L2 cache
+constexpr int64_t kMaxBandHeight =
+    512;  // an item of a tall image ends, so that all threads have work
 
 // `size` in equal parts of at most `most`: how many, and how large
 std::tuple<int64_t, int64_t> cut(int64_t size, int64_t most) {
@@ -100,12 +107,16 @@ Problem make_problem(const Tensor& input, const Tensor& target, const std::vecto
                      double data_range, double k1, double k2, bool valid) {
   STD_TORCH_CHECK(input.dim() == 4 && same_shape(input, target),
                   "ssim_fused: input and target must be (N, C, H, W) and of one shape");
-  STD_TORCH_CHECK(input.scalar_type() == target.scalar_type(), "ssim_fused: input and target differ in dtype");
-  STD_TORCH_CHECK(input.is_cpu() && target.is_cpu(), "ssim_fused: input and target must both be on the CPU");
+  STD_TORCH_CHECK(input.scalar_type() == target.scalar_type(),
+                  "ssim_fused: input and target differ in dtype");
+  STD_TORCH_CHECK(input.is_cpu() && target.is_cpu(),
+                  "ssim_fused: input and target must both be on the CPU");
   STD_TORCH_CHECK(input.numel() > 0, "ssim_fused: the images are empty");
   const int64_t taps = static_cast<int64_t>(window.size());
-  STD_TORCH_CHECK(taps % 2 == 1 && taps < (int64_t{1} << 20), "ssim_fused: the window must have an odd number of taps");
-  STD_TORCH_CHECK(std::isfinite(data_range) && data_range > 0, "ssim_fused: data_range must be positive and finite");
+  STD_TORCH_CHECK(taps % 2 == 1 && taps < (int64_t{1} << 20),
+                  "ssim_fused: the window must have an odd number of taps");
+  STD_TORCH_CHECK(std::isfinite(data_range) && data_range > 0,
+                  "ssim_fused: data_range must be positive and finite");
 
   Problem p{};
   p.dtype = dtype_of(input);
@@ -187,11 +198,12 @@ void write(const Tensor& out, int64_t i, double value) {
 // ---- operators ----
 
 // Mean, sum or per-image means of 1 - SSIM, in the accumulation type, and its gradients where they
-// are asked for (mean and sum only). Gradients of half-precision images are those of the sum: divided
-// by the number of pixels they would fall below float16's smallest number.
+// are asked for (mean and sum only). Gradients of half-precision images are those of the sum:
+// divided by the number of pixels they would fall below float16's smallest number.
 std::tuple<Tensor, Tensor, Tensor> loss_cpu(Tensor input, Tensor target, std::vector<double> window,
                                             double data_range, double k1, double k2, bool valid,
-                                            std::string reduction, bool grad_input, bool grad_target) {
+                                            std::string reduction, bool grad_input,
+                                            bool grad_target) {
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "image",
                   "ssim_fused: unknown reduction '", reduction, "'");
   STD_TORCH_CHECK(reduction != "image" || !(grad_input || grad_target),
@@ -229,8 +241,9 @@ Tensor loss_map_cpu(Tensor input, Tensor target, std::vector<double> window, dou
 // Gradients of sum(grad_map * map). grad_map: (N, C, OH, OW), any strides (an expanded per-image
 // gradient included), in the accumulation type.
 std::tuple<Tensor, Tensor> loss_backward_cpu(Tensor grad_map, Tensor input, Tensor target,
-                                             std::vector<double> window, double data_range, double k1,
-                                             double k2, bool valid, bool grad_input, bool grad_target) {
+                                             std::vector<double> window, double data_range,
+                                             double k1, double k2, bool valid, bool grad_input,
+                                             bool grad_target) {
   Problem p = make_problem(input, target, window, data_range, k1, k2, valid);
   STD_TORCH_CHECK(grad_map.dim() == 4 && grad_map.size(0) == p.n && grad_map.size(1) == p.c &&
                       grad_map.size(2) == p.out_h && grad_map.size(3) == p.out_w,
@@ -255,7 +268,8 @@ STABLE_TORCH_LIBRARY(ssim_fused, m) {
       "loss_map(Tensor input, Tensor target, float[] window, float data_range, float k1, float k2, "
       "bool valid) -> Tensor");
   m.def(
-      "loss_backward(Tensor grad_map, Tensor input, Tensor target, float[] window, float data_range, "
+      "loss_backward(Tensor grad_map, Tensor input, Tensor target, float[] window, float "
+      "data_range, "
       "float k1, float k2, bool valid, bool grad_input, bool grad_target) -> (Tensor, Tensor)");
   m.def("cpu_isa() -> str");
 }

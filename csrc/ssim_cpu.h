@@ -18,21 +18,21 @@ struct Image {
 // columns), in that order. The cut depends on the shape alone, so results do not depend on threads.
 struct Problem {
   Dtype dtype;
-  Image input, target;             // [N, C, H, W], dtype
-  Image map;                       // [N, C, OH, OW], dtype: 1 - SSIM; null where it is not asked for
-  Image weight;                    // [N, C, OH, OW], accumulation type: gradient by the map; or null
-  Image grad_input, grad_target;   // [N, C, H, W], dtype; null where it is not asked for
-  double* sums = nullptr;          // [items]: sum of 1 - SSIM over each item; or null
+  Image input, target;            // [N, C, H, W], dtype
+  Image map;                      // [N, C, OH, OW], dtype: 1 - SSIM; null where it is not asked for
+  Image weight;                   // [N, C, OH, OW], accumulation type: gradient by the map; or null
+  Image grad_input, grad_target;  // [N, C, H, W], dtype; null where it is not asked for
+  double* sums = nullptr;         // [items]: sum of 1 - SSIM over each item; or null
   int64_t n, c, h, w;
-  int64_t out_h, out_w;            // size of the map
-  int64_t pad;                     // zeros in front of each row and column: (taps - 1) / 2 or 0
-  const double* window;            // [taps], sums to 1
+  int64_t out_h, out_w;  // size of the map
+  int64_t pad;           // zeros in front of each row and column: (taps - 1) / 2 or 0
+  const double* window;  // [taps], sums to 1
   int64_t taps;
-  double c1, c2;                   // (k1)^2 and (k2)^2: pictures are scaled to a data range of 1
+  double c1, c2;  // (k1)^2 and (k2)^2: pictures are scaled to a data range of 1
   double inverse_range;
-  double grad_scale;               // multiplies the gradients
-  int64_t bands, band_h;           // rows an item covers
-  int64_t tiles, tile_w;           // columns an item covers
+  double grad_scale;      // multiplies the gradients
+  int64_t bands, band_h;  // rows an item covers
+  int64_t tiles, tile_w;  // columns an item covers
 
   bool wants_grad() const { return grad_input.data != nullptr || grad_target.data != nullptr; }
   // an item of a gradient covers input pixels, one of a value covers map pixels

@@ -1,9 +1,9 @@
 // The CPU kernel: value, map and gradients of 1 - SSIM in one pass over the images.
 //
-// This file is compiled once for each instruction set (SSIM_ISA names the build). A separable window
-// is one filter applied four times. It always runs down an axis that is *not* the vector's, so every
-// load is aligned and serves several taps; between the axes a block of width x width is transposed
-// in registers:
+// This file is compiled once for each instruction set (SSIM_ISA names the build). A separable
+// window is one filter applied four times. It always runs down an axis that is *not* the vector's,
+// so every load is aligned and serves several taps; between the axes a block of width x width is
+// transposed in registers:
 //
 //     x, y --load--> u, v, u^2, v^2      rows, lanes are columns
 //                    filter down         4 maps
@@ -20,7 +20,8 @@
 //             +-----------+--------------+-----------+      halo = taps - 1 for a gradient
 //      block  |  moments and derivatives of these    |      (half of it with padding on each side),
 //             +-----------+--------------+-----------+      0 for a value
-//      block  |  ...      |   gradient   |           |      gradient rows follow when the derivative
+//      block  |  ...      |   gradient   |           |      gradient rows follow when the
+//      derivative
 //             +-----------+--------------+-----------+      rows below them are there
 //
 // Pixels are scaled to a data range of 1, and one pixel (the pivot) is subtracted from all of an
@@ -151,10 +152,10 @@ class Item {
   V* columns_;               // [kMaps, grad_columns]                  lanes are rows
   V* rows_;                  // [kMaps, grad_blocks, grad_rows]        lanes are columns
 
-  const T* input_;      // [H, W] of this plane
-  const T* target_;     // [H, W]
-  const A* weight_;     // [OH, OW] or null
-  int64_t n_, c_, y0_, y1_, x0_, x1_;  // what this item covers
+  const T* input_;                          // [H, W] of this plane
+  const T* target_;                         // [H, W]
+  const A* weight_;                         // [OH, OW] or null
+  int64_t n_, c_, y0_, y1_, x0_, x1_;       // what this item covers
   A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
   double sum_[width];
 
@@ -256,8 +257,10 @@ class Item {
     const int64_t moment_columns = last_x - first_x + layout_.halo;
     int64_t ready = 0;
     for (int64_t x = first_x; x < last_x; x += width) {
-      const int64_t needed = smaller(x - first_x + width + layout_.halo, round_up(moment_columns, width));
-      for (; ready < needed; ready += width) filter_down(y - p_.pad, first_x - p_.pad + ready, ready);
+      const int64_t needed =
+          smaller(x - first_x + width + layout_.halo, round_up(moment_columns, width));
+      for (; ready < needed; ready += width)
+        filter_down(y - p_.pad, first_x - p_.pad + ready, ready);
       filter_across(y, last_y, x, last_x, x - first_x, lead);
     }
   }
@@ -346,8 +349,9 @@ class Item {
     for (int i = 0; i < width; ++i) {
       weights[i] = V{};
       if (y + i < last_y) {
-        weights[i] = load_lanes<A, A>(weight_ + (y + i) * p_.weight.stride_h + x * p_.weight.stride_w,
-                                      p_.weight.stride_w, smaller(width, last_x - x));
+        weights[i] =
+            load_lanes<A, A>(weight_ + (y + i) * p_.weight.stride_h + x * p_.weight.stride_w,
+                             p_.weight.stride_w, smaller(width, last_x - x));
       }
     }
     transpose<A>(weights);
@@ -376,7 +380,9 @@ class Item {
   }
 
   // how many derivative maps the gradients are made of, and which: see combine()
-  SSIM_INLINE bool is_used(int map) const { return map != kMeanV || p_.grad_target.data != nullptr; }
+  SSIM_INLINE bool is_used(int map) const {
+    return map != kMeanV || p_.grad_target.data != nullptr;
+  }
 
   // filter the block row's derivatives across, and write the gradient rows that are complete
   void advance_gradient() {
@@ -431,8 +437,10 @@ class Item {
         pixels(next_y_ + i, x, u, v);
         const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
         const V from_v = v * filtered[kSquareV][i] + (both ? filtered[kMeanV][i] : V{});
-        if (p_.grad_input.data) store_gradient(p_.grad_input, next_y_ + i, x, (from_u + from_v) * scale);
-        if (p_.grad_target.data) store_gradient(p_.grad_target, next_y_ + i, x, (from_u - from_v) * scale);
+        if (p_.grad_input.data)
+          store_gradient(p_.grad_input, next_y_ + i, x, (from_u + from_v) * scale);
+        if (p_.grad_target.data)
+          store_gradient(p_.grad_target, next_y_ + i, x, (from_u - from_v) * scale);
       }
     }
     next_y_ += width;
@@ -485,10 +493,14 @@ void run_typed(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 
 void run(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   switch (p.dtype) {
-    case Dtype::float32: return run_typed<float>(p, begin, end, scratch);
-    case Dtype::float64: return run_typed<double>(p, begin, end, scratch);
-    case Dtype::float16: return run_typed<float16>(p, begin, end, scratch);
-    case Dtype::bfloat16: return run_typed<bfloat16>(p, begin, end, scratch);
+    case Dtype::float32:
+      return run_typed<float>(p, begin, end, scratch);
+    case Dtype::float64:
+      return run_typed<double>(p, begin, end, scratch);
+    case Dtype::float16:
+      return run_typed<float16>(p, begin, end, scratch);
+    case Dtype::bfloat16:
+      return run_typed<bfloat16>(p, begin, end, scratch);
   }
 }
 

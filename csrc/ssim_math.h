@@ -69,7 +69,8 @@ SSIM_HOST_DEVICE T square(T x) {
 #endif
 
 template <typename T>
-SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one, T half) {
+SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one,
+                                T half) {
   Terms<T> t;
   t.m_u = m.mean_u + pivot_u;
   t.m_v = m.mean_v + pivot_v;

@@ -3,7 +3,7 @@
 from . import reference
 from ._version import __version__
 from .functional import ssim, ssim_loss
-from .modules import MSE_SSIM_KL_Loss, CVAELoss, SSIMLoss
+from .modules import CVAELoss, MSE_SSIM_KL_Loss, SSIMLoss
 
 __all__ = [
     "CVAELoss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,11 +56,15 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-@functools.lru_cache(maxsize=256, typed=True)
-def check_settings(
-    window_size: int, sigma: float, data_range: float, k1: float, k2: float, padding: str, reduction: str
+def _check_settings(
+    window_size: int,
+    sigma: float,
+    data_range: float,
+    k1: float,
+    k2: float,
+    padding: str,
+    reduction: str,
 ) -> Settings:
-    """The settings of a call, or a clear error."""
     if isinstance(window_size, bool) or not isinstance(window_size, int):
         raise TypeError(f"window_size must be an int, got {type(window_size).__name__}")
     if window_size < 1 or window_size % 2 == 0:
@@ -73,6 +77,17 @@ def check_settings(
         padding=_choice("padding", padding, PADDINGS),
         reduction=_choice("reduction", reduction, REDUCTIONS),
     )
+
+
+_cached_settings = functools.lru_cache(maxsize=256, typed=True)(_check_settings)
+
+
+def check_settings(*settings: Any) -> Settings:
+    """The settings of a call, ``window_size`` to ``reduction``, or a clear error."""
+    # Dynamo traces through the check itself; it warns at a cache
+    if torch.compiler.is_compiling():
+        return _check_settings(*settings)
+    return _cached_settings(*settings)
 
 
 def _check_image(name: str, image: Tensor) -> None:
@@ -91,14 +106,17 @@ def check_images(input: Tensor, target: Tensor, settings: Settings) -> None:
     shape = input.shape
     if shape != target.shape:
         raise ValueError(
-            f"input and target must have the same shape, got {tuple(shape)} and {tuple(target.shape)}"
+            "input and target must have the same shape, "
+            f"got {tuple(shape)} and {tuple(target.shape)}"
         )
     if len(shape) not in (3, 4):
         raise ValueError(f"images must be (N, C, H, W) or (C, H, W), got shape {tuple(shape)}")
     if 0 in shape:
         raise ValueError(f"images must not be empty, got shape {tuple(shape)}")
     if input.dtype != target.dtype:
-        raise TypeError(f"input and target must have one dtype, got {input.dtype} and {target.dtype}")
+        raise TypeError(
+            f"input and target must have one dtype, got {input.dtype} and {target.dtype}"
+        )
     if input.device != target.device:
         raise ValueError(
             f"input and target must be on one device, got {input.device} and {target.device}"
@@ -106,5 +124,6 @@ def check_images(input: Tensor, target: Tensor, settings: Settings) -> None:
     taps = len(settings.window)
     if settings.padding == "valid" and (shape[-2] < taps or shape[-1] < taps):
         raise ValueError(
-            f"padding 'valid' needs images of at least {taps} x {taps}, got {shape[-2]} x {shape[-1]}"
+            f"padding 'valid' needs images of at least {taps} x {taps}, "
+            f"got {shape[-2]} x {shape[-1]}"
         )

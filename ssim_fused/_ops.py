@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def _wants_higher_order() -> bool:
 
 
 def _reference_gradients(
-    ctx, grad_value: Tensor, input: Tensor, target: Tensor, settings: Settings
+    ctx: Any, grad_value: Tensor, input: Tensor, target: Tensor, settings: Settings
 ) -> tuple:
     """Gradients by way of the reference, themselves differentiable."""
     with torch.enable_grad():
@@ -77,7 +78,9 @@ def _reference_gradients(
         x, y = input.view_as(input), target.view_as(target)
         value = reference.reduced_loss(x, y, settings)
         wanted = [image for image, needed in zip((x, y), ctx.needs_input_grad) if needed]
-        found = iter(torch.autograd.grad(value, wanted, grad_value.to(value.dtype), create_graph=True))
+        found = iter(
+            torch.autograd.grad(value, wanted, grad_value.to(value.dtype), create_graph=True)
+        )
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:2])
 
 

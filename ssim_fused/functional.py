@@ -86,8 +86,8 @@ def ssim(
 ) -> Tensor:
     """Structural similarity, between -1 and 1: ``1 - ssim_loss``.
 
-    Arguments, shapes, errors and source are those of :func:`ssim_loss`; ``reduction="sum"`` gives the
-    sum of the map. To train, use :func:`ssim_loss`: it keeps the digits that a subtraction loses.
+    Arguments, shapes, errors and source are those of :func:`ssim_loss`; ``reduction="sum"`` gives
+    the sum of the map. To train, use :func:`ssim_loss`: it keeps digits that a subtraction loses.
 
     Example:
         >>> ssim(x, y, data_range=255.0, padding="valid", reduction="image")

@@ -14,7 +14,11 @@ from .functional import ssim, ssim_loss
 
 def _image_channels(x: Tensor, y: Tensor) -> Tensor:
     """y without the label channels that CVAE code appends behind a one-channel image."""
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dim() != y.dim() or x.dim() not in (3, 4):
+    if (
+        not (isinstance(x, Tensor) and isinstance(y, Tensor))
+        or x.dim() != y.dim()
+        or x.dim() not in (3, 4)
+    ):
         return y  # an error that ssim_loss explains
     return y.narrow(-3, 0, 1) if x.shape[-3] == 1 and y.shape[-3] > 1 else y
 
@@ -100,13 +104,18 @@ def _check_latent(mu: Tensor, logvar: Tensor) -> None:
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
         if value.dim() == 0 or value.numel() == 0:
-            raise ValueError(f"{name} must be (..., latent) and not empty, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be (..., latent) and not empty, got {tuple(value.shape)}"
+            )
     if mu.shape != logvar.shape:
         raise ValueError(
-            f"mu and logvar must have the same shape, got {tuple(mu.shape)} and {tuple(logvar.shape)}"
+            "mu and logvar must have the same shape, "
+            f"got {tuple(mu.shape)} and {tuple(logvar.shape)}"
         )
     if mu.device != logvar.device:
-        raise ValueError(f"mu and logvar must be on one device, got {mu.device} and {logvar.device}")
+        raise ValueError(
+            f"mu and logvar must be on one device, got {mu.device} and {logvar.device}"
+        )
 
 
 def _check_weight(name: str, value: float) -> float:
@@ -129,8 +138,8 @@ class CVAELoss(nn.Module):
     Args:
         alpha: weight of the SSIM loss.
         beta: weight of the KL divergence.
-        return_terms: return ``(loss, mse, ssim, kl)``, the last three detached (``ssim`` is the SSIM
-            loss; a term that is not computed is 0).
+        return_terms: return ``(loss, mse, ssim, kl)``, the last three detached (``ssim`` is the
+            SSIM loss; a term that is not computed is 0).
         kernel_size, sigma, data_range, k1, k2, padding: as in :class:`SSIMLoss`.
 
     Shape:

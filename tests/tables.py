@@ -32,7 +32,10 @@ TOLERANCE = {
     torch.bfloat16: (2**-8, 2**-7),
 }
 
-DATA_RANGE = 1.0
+# A float32 map keeps the rounding of each pixel's window sums, about u^2 * 6e-8 against C2 = 9e-4,
+# which averages out in a loss. Where it is stored in half precision it is rounded like the rest.
+MAP_TOLERANCE = {torch.float32: 2e-5}
+
 C1, C2 = 0.01**2, 0.03**2
 
 

@@ -9,7 +9,9 @@ from tables import pictures
 import ssim_fused
 from ssim_fused import _ops, reference
 
-native = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}")
+native = pytest.mark.skipif(
+    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+)
 REDUCTIONS = ["mean", "sum", "image", "none"]
 WINDOW = _ops.reference.check_settings(11, 1.5, 1.0, 0.01, 0.03, "same", "mean").window
 
@@ -74,7 +76,11 @@ def test_opcheck(dtype, valid):
     ops = torch.ops.ssim_fused
     for a, b in ((x, y), last):
         arguments = (a, b, *settings_arguments(valid))
-        for reduction, grads in (("mean", (True, False)), ("sum", (True, True)), ("image", (False, False))):
+        for reduction, grads in (
+            ("mean", (True, False)),
+            ("sum", (True, True)),
+            ("image", (False, False)),
+        ):
             torch.library.opcheck(ops.loss.default, (*arguments, reduction, *grads))
         torch.library.opcheck(ops.loss_map.default, arguments)
         grad_map = ops.loss_map(*arguments).to(_ops._accumulate_dtype(a))

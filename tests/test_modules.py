@@ -1,0 +1,154 @@
+"""SSIMLoss and CVAELoss against the code that they replace."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tables import pictures
+
+import ssim_fused
+from benchmarks import article
+
+
+def latent(n=5, size=16, scale=0.01, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(n, size, generator=generator) for _ in range(2)]
+
+
+def one_channel(n=3, dtype=torch.float64):
+    return pictures((n, 1, 40, 44), dtype)
+
+
+@pytest.mark.parametrize("arguments", [(), (7, 1.0), (11, 2.5)])
+def test_ssim_loss_equals_the_articles(arguments):
+    x, y = one_channel()
+    # the article's 1e-12 in the denominator (about 1e-3 here) is a difference of 1e-9
+    ours, theirs = ssim_fused.SSIMLoss(*arguments), article.SSIMLoss(*arguments)
+    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        ours(x, y, as_loss=False), theirs(x, y, as_loss=False), atol=1e-7, rtol=0
+    )
+
+
+def test_gradient_equals_the_articles():
+    x, y = one_channel()
+    x.requires_grad_()
+    (ours,) = torch.autograd.grad(ssim_fused.SSIMLoss()(x, y), x)
+    (theirs,) = torch.autograd.grad(article.SSIMLoss()(x, y), x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-10)
+
+
+def test_label_channels_behind_the_image_are_left_out():
+    x, y = one_channel()
+    labelled = torch.cat((y, torch.rand(3, 10, 40, 44, dtype=y.dtype)), dim=1)
+    assert torch.equal(ssim_fused.SSIMLoss()(x, labelled), ssim_fused.SSIMLoss()(x, y))
+    assert torch.equal(ssim_fused.SSIMLoss()(x[0], labelled[0]), ssim_fused.SSIMLoss()(x[0], y[0]))
+    mu, logvar = latent(3)
+    ours = ssim_fused.CVAELoss(return_terms=True)
+    for found, expected in zip(ours(x, labelled, mu, logvar), ours(x, y, mu, logvar)):
+        assert torch.equal(found, expected)
+
+
+def test_every_channel_is_compared():
+    x, y = pictures((2, 3, 30, 30), torch.float64)
+    loss = ssim_fused.SSIMLoss()
+    each = torch.stack([loss(x[:, c : c + 1], y[:, c : c + 1]) for c in range(3)])
+    torch.testing.assert_close(loss(x, y), each.mean(), rtol=1e-12, atol=0)
+
+
+def test_black_against_black_costs_nothing():
+    black = torch.zeros(1, 1, 20, 20)
+    assert ssim_fused.SSIMLoss()(black, black.clone()).item() == 0.0
+    assert article.SSIMLoss()(black, black.clone()).item() > 1e-5
+
+
+def test_the_articles_printed_check():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 1, 128, 128, generator=generator)
+    mu, logvar = latent(5, 256)
+    loss, mse, ssim, kl = ssim_fused.CVAELoss(return_terms=True)(0.8 * x, x, mu, logvar)
+    assert loss.item() == pytest.approx(0.1054, abs=0.003)
+    assert mse.item() == pytest.approx(0.040, abs=0.001)
+    assert ssim.item() == pytest.approx(0.047, abs=0.001)
+    # 256 latents of scale 0.01: 0.0192 expected, 0.0184 printed, 4 % of scatter
+    assert kl.item() == pytest.approx(0.0192, abs=0.0016)
+    assert loss.item() == pytest.approx((mse + ssim + kl).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+@pytest.mark.parametrize("beta", [0, 1e-3, 1])
+def test_cvae_loss_equals_the_articles(alpha, beta):
+    x, y = one_channel()
+    x.requires_grad_()
+    mu, logvar = (t.double().requires_grad_() for t in latent(3, scale=1.0))
+    ours = ssim_fused.MSE_SSIM_KL_Loss(alpha, beta)(x, y, mu, logvar)
+    theirs = article.MSE_SSIM_KL_Loss(alpha, beta)(x, y, mu, logvar)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)
+    wanted = [x, mu, logvar] if beta else [x]
+    for found, expected in zip(
+        torch.autograd.grad(ours, wanted), torch.autograd.grad(theirs, wanted)
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
+    x, y = one_channel()
+
+    def fail(*arguments, **keywords):
+        raise AssertionError("computed a term of weight 0")
+
+    monkeypatch.setattr("ssim_fused.modules.ssim_loss", fail)
+    monkeypatch.setattr("ssim_fused.modules._kl_divergence", fail)
+    mu, logvar = latent(3)
+    loss = ssim_fused.CVAELoss(alpha=0, beta=0)(x, y, mu, logvar)
+    assert torch.equal(loss, torch.nn.functional.mse_loss(x, y))
+    with pytest.raises(AssertionError):
+        ssim_fused.CVAELoss(alpha=1, beta=0)(x, y, mu, logvar)
+    with pytest.raises(AssertionError):
+        ssim_fused.CVAELoss(alpha=0, beta=1)(x, y, mu, logvar)
+
+
+def test_terms_are_detached_and_add_up():
+    x, y = one_channel()
+    x.requires_grad_()
+    mu, logvar = (t.double().requires_grad_() for t in latent(3, scale=1.0))
+    loss, *terms = ssim_fused.CVAELoss(2.0, 0.5, return_terms=True)(x, y, mu, logvar)
+    assert loss.requires_grad
+    assert not any(term.requires_grad for term in terms)
+    mse, ssim, kl = terms
+    torch.testing.assert_close(loss.detach(), mse + 2 * ssim + 0.5 * kl)
+
+
+def test_kl_keeps_its_digits_near_the_prior():
+    scale = 1e-4
+    mu, logvar = latent(4, scale=scale)
+    true = -0.5 * (1 + logvar.double() - mu.double() ** 2 - logvar.double().exp()).sum(-1).mean()
+    x, y = one_channel(dtype=torch.float32)
+    kl = ssim_fused.CVAELoss(0, 1, return_terms=True)(x, y, mu, logvar)[3]
+    assert kl.item() == pytest.approx(true.item(), rel=1e-3)
+    naive = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(-1).mean()
+    assert naive.item() != pytest.approx(true.item(), rel=1e-3)  # the usual form has lost them
+
+
+def test_modules_copy_pickle_and_print():
+    x, y = one_channel()
+    mu, logvar = latent(3)
+    ssim = ssim_fused.SSIMLoss(7, 1.0, data_range=2.0, padding="valid")
+    cvae = ssim_fused.CVAELoss(0.5, 0.1, kernel_size=5, data_range=2.0)
+    for clone in (copy.deepcopy(ssim), pickle.loads(pickle.dumps(ssim))):
+        assert torch.equal(clone(x, y), ssim(x, y))
+    for clone in (copy.deepcopy(cvae), pickle.loads(pickle.dumps(cvae))):
+        assert torch.equal(clone(x, y, mu, logvar), cvae(x, y, mu, logvar))
+    assert "kernel_size=7, sigma=1.0, data_range=2.0" in repr(ssim)
+    assert "alpha=0.5, beta=0.1" in repr(cvae)
+    assert not cvae.state_dict()
+
+
+def test_reduction_of_the_module():
+    x, y = one_channel()
+    per_image = ssim_fused.SSIMLoss(reduction="image")(x, y)
+    assert per_image.shape == (3,)
+    torch.testing.assert_close(per_image.mean(), ssim_fused.SSIMLoss()(x, y), rtol=1e-12, atol=0)

@@ -7,11 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
-#define SSIM_INLINE inline __attribute__((always_inline))
+#include "dtypes.h"
 
 namespace {
 
@@ -48,100 +44,9 @@ struct Simd<double> {
 template <typename A>
 using Vec = typename Simd<A>::V;
 
-struct float16 {
-  uint16_t bits;
-};
-struct bfloat16 {
-  uint16_t bits;
-};
-
-// what a storage type is computed in
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
-
 template <typename A>
 SSIM_INLINE Vec<A> splat(A x) {
   return Vec<A>{} + x;
-}
-
-// ---- storage type <-> accumulation type, one element ----
-
-template <typename A>
-SSIM_INLINE A to_arithmetic(A x) {
-  return x;
-}
-
-SSIM_INLINE float to_arithmetic(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, sizeof(out));
-  return out;
-}
-
-SSIM_INLINE float to_arithmetic(float16 x) {
-#if defined(__F16C__)
-  return _cvtsh_ss(x.bits);
-#else
-  // shift the exponent and mantissa into place, then rescale: right for subnormals too
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  uint32_t bits = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
-  float out;
-  if (bits >= (0x7c00u << 13)) {
-    bits |= 0xffu << 23;  // infinity and NaN
-    std::memcpy(&out, &bits, sizeof(out));
-  } else {
-    std::memcpy(&out, &bits, sizeof(out));
-    out *= 0x1p112f;
-  }
-  std::memcpy(&bits, &out, sizeof(bits));
-  bits |= sign;
-  std::memcpy(&out, &bits, sizeof(out));
-  return out;
-#endif
-}
-
-SSIM_INLINE void from_arithmetic(float x, float& out) { out = x; }
-SSIM_INLINE void from_arithmetic(double x, double& out) { out = x; }
-
-SSIM_INLINE void from_arithmetic(float x, bfloat16& out) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  // round to nearest even; NaN keeps a mantissa bit
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
-}
-
-SSIM_INLINE void from_arithmetic(float x, float16& out) {
-#if defined(__F16C__)
-  out.bits = _cvtss_sh(x, kToNearest);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  uint32_t half;
-  if (bits > 0x7f800000u) {
-    half = 0x7e00u;  // NaN
-  } else if (bits >= 0x477ff000u) {
-    half = 0x7c00u;  // rounds to infinity
-  } else if (bits < 0x38800000u) {
-    // subnormal: adding 0.5 puts the rounded mantissa into the low bits
-    float shifted;
-    std::memcpy(&shifted, &bits, sizeof(shifted));
-    shifted += 0.5f;
-    std::memcpy(&half, &shifted, sizeof(half));
-    half -= 0x3f000000u;
-  } else {
-    half = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
-  }
-  out.bits = static_cast<uint16_t>(sign | half);
-#endif
 }
 
 // ---- a full vector from and to contiguous storage ----

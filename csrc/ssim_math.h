@@ -68,6 +68,18 @@ SSIM_HOST_DEVICE T square(T x) {
 }
 #endif
 
+// 1 / x of a positive x; on a GPU without the slow path for subnormal numbers, to 1 ulp
+template <typename T>
+SSIM_HOST_DEVICE T reciprocal(T x, T one) {
+  return one / x;
+}
+#if defined(__CUDA_ARCH__)
+template <>
+SSIM_HOST_DEVICE float reciprocal(float x, float one) {
+  return __fdividef(one, x);
+}
+#endif
+
 template <typename T>
 SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one,
                                 T half) {
@@ -80,7 +92,7 @@ SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1,
   t.b = half * nonnegative<T>(m.square_u - square(m.mean_u)) + c2;
   t.A = t.a + half * t.p;
   t.B = t.b + half * t.q;
-  t.r = one / (t.A * t.B);
+  t.r = reciprocal<T>(t.A * t.B, one);
   return t;
 }
 

@@ -5,7 +5,7 @@ OTHER_TORCH ?= torch==2.14.1
 VENV := .venv
 OTHER_VENV := .venv-other
 BIN := $(VENV)/bin
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 PYTHON_SOURCES := ssim_fused tests benchmarks examples setup.py
 
 # pip's cache and byte code stay inside too

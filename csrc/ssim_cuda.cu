@@ -24,8 +24,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "ssim_fused: ", what, " failed: ",
-                  cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "ssim_fused: ", what,
+                  " failed: ", cudaGetErrorString(error));
 }
 
 ScalarType accumulate_type(const Tensor& t) {
@@ -146,10 +146,14 @@ void launch(Task task, const Call& call, const Outputs& out) {
 
 void launch(Task task, const Call& call, const Outputs& out) {
   switch (call.input.scalar_type()) {
-    case ScalarType::Float: return launch<float>(task, call, out);
-    case ScalarType::Double: return launch<double>(task, call, out);
-    case ScalarType::Half: return launch<float16>(task, call, out);
-    case ScalarType::BFloat16: return launch<bfloat16>(task, call, out);
+    case ScalarType::Float:
+      return launch<float>(task, call, out);
+    case ScalarType::Double:
+      return launch<double>(task, call, out);
+    case ScalarType::Half:
+      return launch<float16>(task, call, out);
+    case ScalarType::BFloat16:
+      return launch<bfloat16>(task, call, out);
     default:
       STD_TORCH_CHECK(false, "ssim_fused: images must be float16, bfloat16, float32 or float64");
   }

@@ -1,10 +1,10 @@
 // The CUDA kernel: value, map and gradients of 1 - SSIM in one pass over the images.
 //
-// Includes nothing of torch, CUDA's library or the host, so it compiles under nvcc, under NVRTC, and
-// as plain C++ against tests/cuda_emulator, which runs it without a GPU.
+// Includes nothing of torch, CUDA's library or the host, so it compiles under nvcc, under NVRTC,
+// and as plain C++ against tests/cuda_emulator, which runs it without a GPU.
 //
-// A block walks down a tile (a range of columns in a band of rows) of one plane, or of several small
-// planes side by side, eight rows a step. Each step has four phases, a barrier after each:
+// A block walks down a tile (a range of columns in a band of rows) of one plane, or of several
+// small planes side by side, eight rows a step. Each step has four phases, a barrier after each:
 //
 //     down      a thread owns a column: 18 rows of u and v are in its registers, 8 of them new;
 //               filtered down they give 8 rows of 4 maps                          -> moments
@@ -27,7 +27,8 @@
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Rows in registers cost 30 moves for every 8 rows, and up to 168 registers a thread.
 //
-// Sums: one for each plane, band and tile, added up in a fixed order; no atomics. Offsets are 64-bit.
+// Sums: one for each plane, band and tile, added up in a fixed order; no atomics. Offsets are
+// 64-bit.
 #pragma once
 
 #include "dtypes.h"
@@ -44,12 +45,12 @@ namespace ssim_fused {
 
 typedef long long Int64;
 
-constexpr int kFastTaps = 11;   // unrolled
-constexpr int kMostTaps = 33;   // with a run-time bound
-constexpr int kStep = 8;        // rows a step
-constexpr int kRun = 4;         // neighbours of a row that one thread filters
+constexpr int kFastTaps = 11;  // unrolled
+constexpr int kMostTaps = 33;  // with a run-time bound
+constexpr int kStep = 8;       // rows a step
+constexpr int kRun = 4;        // neighbours of a row that one thread filters
 constexpr int kMostThreads = 128;
-constexpr int kResident = 3;       // blocks of the fast kernel that registers leave room for
+constexpr int kResident = 3;            // blocks of the fast kernel that registers leave room for
 constexpr int kMostShared = 48 * 1024;  // bytes that a block of any architecture may use
 
 // what a launch computes
@@ -70,7 +71,7 @@ SSIM_HOST_DEVICE constexpr bool is_weighted(Task task) {
 }
 // maps of derivatives that are filtered
 SSIM_HOST_DEVICE constexpr int derivative_maps(Task task) {
-  return task == Task::value || task == Task::map                 ? 0
+  return task == Task::value || task == Task::map           ? 0
          : task == Task::gradient || task == Task::backward ? 3
                                                             : 4;
 }
@@ -83,18 +84,18 @@ SSIM_HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
 
 struct Geometry {
   int n, c, h, w, out_h, out_w;
-  int taps, pad;          // pad: zeros in front of each row and column, (taps - 1) / 2 or 0
-  int word_bytes;         // of the arithmetic: 4 or 8
-  int tiles, tile_w;      // columns of the gradient (of the map, for a value) that a block makes
-  int bands, band_h;      // rows
-  int planes;             // planes a block takes side by side; 1 where there is more than one tile
-  int columns;            // pixel columns of a plane that a block owns, at most
+  int taps, pad;      // pad: zeros in front of each row and column, (taps - 1) / 2 or 0
+  int word_bytes;     // of the arithmetic: 4 or 8
+  int tiles, tile_w;  // columns of the gradient (of the map, for a value) that a block makes
+  int bands, band_h;  // rows
+  int planes;         // planes a block takes side by side; 1 where there is more than one tile
+  int columns;        // pixel columns of a plane that a block owns, at most
   int threads;
   Int64 blocks;
 
   // floats or doubles in shared memory: row lengths, then buffer sizes
-  int runs;               // of windows, in a row
-  int gradient_runs;      // of gradient columns, in a row
+  int runs;           // of windows, in a row
+  int gradient_runs;  // of gradient columns, in a row
   int moments_row, derivatives_row, across_row;
   int moments, derivatives, history, partials, pivots;
 
@@ -111,7 +112,7 @@ struct Geometry {
 // sizes that follow from the cut; `maps` of derivatives
 SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   const bool gradient = maps > 0;
-  g.tile_w = (( gradient ? g.w : g.out_w) + g.tiles - 1) / g.tiles;
+  g.tile_w = ((gradient ? g.w : g.out_w) + g.tiles - 1) / g.tiles;
   g.band_h = ((gradient ? g.h : g.out_h) + g.bands - 1) / g.bands;
   const int windows = gradient ? least(g.tile_w + g.halo(), g.out_w) : g.tile_w;
   g.columns = least(windows + g.halo(), g.w);
@@ -141,8 +142,9 @@ inline double cost(const Geometry& g, int maps, int multiprocessors) {
   const int windows = g.rows() * g.runs, gradient_runs = maps > 0 ? g.rows() * g.gradient_runs : 0;
   const auto warps = [](int threads) { return (threads + 31) / 32; };
   const auto passes = [&](int items) { return (items + g.threads - 1) / g.threads; };
-  const double issued = (warps(g.planes * g.columns) * (down + back_down) + warps(windows) * across +
-                         warps(gradient_runs) * back_across) / 4;
+  const double issued = (warps(g.planes * g.columns) * (down + back_down) +
+                         warps(windows) * across + warps(gradient_runs) * back_across) /
+                        4;
   const double path = down + passes(windows) * across + passes(gradient_runs) * back_across +
                       (maps > 0 ? back_down : 0);
   const int shared = 96 * 1024 / (g.shared_words() * g.word_bytes + 1024);
@@ -188,7 +190,8 @@ inline Geometry choose_geometry(int n, int c, int h, int w, int taps, bool valid
     g.tiles = (width + columns - 1) / columns;
     for (g.planes = 1; g.planes <= kMostThreads && g.planes < 2 * planes; g.planes *= 2) {
       if (g.planes > 1 && g.tiles > 1) break;
-      for (int rows = kStep / 2; rows < 2 * most(height, kStep); rows += rows < 4 * kStep ? 4 : rows / 4) {
+      for (int rows = kStep / 2; rows < 2 * most(height, kStep);
+           rows += rows < 4 * kStep ? 4 : rows / 4) {
         g.bands = (height + rows - 1) / rows;
         complete(g, maps);
         if (!fits(g)) break;
@@ -209,11 +212,11 @@ struct Problem {
   Geometry g;
   const void* input;
   const void* target;
-  const A* weight;                 // [N, C, OH, OW], is_weighted tasks
-  void* map;                       // [N, C, OH, OW], contiguous
+  const A* weight;  // [N, C, OH, OW], is_weighted tasks
+  void* map;        // [N, C, OH, OW], contiguous
   void* grad_input;
   void* grad_target;
-  double* parts;                   // [N, C, bands, tiles]: sums of 1 - SSIM
+  double* parts;  // [N, C, bands, tiles]: sums of 1 - SSIM
   Int64 input_stride[4], target_stride[4], weight_stride[4];
   Int64 grad_input_stride[4], grad_target_stride[4];
   A c1, c2, inverse_range, grad_scale;
@@ -230,12 +233,18 @@ void dispatch(Task task, const Geometry& g, Launch&& launch) {
     launch.template operator()<0, kTask>();
   };
   switch (task) {
-    case Task::value: return with_taps.template operator()<Task::value>();
-    case Task::map: return with_taps.template operator()<Task::map>();
-    case Task::gradient: return with_taps.template operator()<Task::gradient>();
-    case Task::gradients: return with_taps.template operator()<Task::gradients>();
-    case Task::backward: return with_taps.template operator()<Task::backward>();
-    case Task::backwards: return with_taps.template operator()<Task::backwards>();
+    case Task::value:
+      return with_taps.template operator()<Task::value>();
+    case Task::map:
+      return with_taps.template operator()<Task::map>();
+    case Task::gradient:
+      return with_taps.template operator()<Task::gradient>();
+    case Task::gradients:
+      return with_taps.template operator()<Task::gradients>();
+    case Task::backward:
+      return with_taps.template operator()<Task::backward>();
+    case Task::backwards:
+      return with_taps.template operator()<Task::backwards>();
   }
 }
 
@@ -264,7 +273,7 @@ class Block {
   static constexpr int kMaps = derivative_maps(kTask);
   static constexpr bool kBoth = kMaps == 4;
   static constexpr int kHalo = kTaps - 1;
-  static constexpr int kRows = kStep + kHalo;         // rows of a column that one step needs
+  static constexpr int kRows = kStep + kHalo;  // rows of a column that one step needs
   static constexpr int kReach = kRun + round_up_4(kHalo > 0 ? kHalo : 0);
   enum { kMeanU, kMeanV, kSquareU, kSquareV };
 
@@ -281,7 +290,7 @@ class Block {
   int shift_;                     // what the rounding added
   Int64 first_plane_, first_n_;
   int first_c_;
-  int planes_;                    // in this block; fewer in the last one
+  int planes_;  // in this block; fewer in the last one
 
   // this thread's column
   bool owner_, in_tile_;
@@ -330,7 +339,8 @@ class Block {
 
   // where the plane in a slot starts
   SSIM_DEVICE Int64 offset(int slot, const Int64 (&stride)[4]) const {
-    const unsigned c = static_cast<unsigned>(first_c_ + slot), channels = static_cast<unsigned>(g_.c);
+    const unsigned c = static_cast<unsigned>(first_c_ + slot),
+                   channels = static_cast<unsigned>(g_.c);
     return (first_n_ + c / channels) * stride[0] + c % channels * stride[1];
   }
 
@@ -463,7 +473,8 @@ class Block {
         }
       }
       if (y < last_y_) {
-        const int to = slot_ * kStep * g_.moments_row + first_pixel_ - (first_x_ - g_.pad) + column_;
+        const int to =
+            slot_ * kStep * g_.moments_row + first_pixel_ - (first_x_ - g_.pad) + column_;
         A out[kStep];
 #pragma unroll
         for (int map = 0; map < 4; ++map) {
@@ -578,7 +589,8 @@ class Block {
     if (in_band) {
 #pragma unroll
       for (int map = 0; map < 4; ++map) {
-        filter_row<false>(moments_ + (map * g_.rows() + row) * g_.moments_row + run * kRun, filtered[map]);
+        filter_row<false>(moments_ + (map * g_.rows() + row) * g_.moments_row + run * kRun,
+                          filtered[map]);
       }
     }
     const A pivot_u = pivots_[row / kStep * 2], pivot_v = pivots_[row / kStep * 2 + 1];
@@ -602,9 +614,9 @@ class Block {
         }
         if constexpr (kMaps > 0) d = derivatives<A>(t, m, A(0.5));
         if constexpr (is_weighted(kTask)) {
-          const A weight = p_.weight[offset(row / kStep, p_.weight_stride) +
-                                     window_y * p_.weight_stride[2] +
-                                     (x + i) * p_.weight_stride[3]];
+          const A weight =
+              p_.weight[offset(row / kStep, p_.weight_stride) + window_y * p_.weight_stride[2] +
+                        (x + i) * p_.weight_stride[3]];
           d = {d.mean_u * weight, d.mean_v * weight, d.square_u * weight, d.square_v * weight};
         }
       }
@@ -635,7 +647,7 @@ class Block {
       for (int map = 0; map < kMaps; ++map) {
         Four<A> out;
         filter_row<true>(derivatives_ + (map * g_.rows() + row) * g_.derivatives_row + run * kRun,
-                   out.lane);
+                         out.lane);
         A* to = across_ + (map * g_.rows() + row) * g_.across_row + run * kRun;
         *reinterpret_cast<Four<A>*>(to) = out;
       }
@@ -652,7 +664,8 @@ class Block {
     A filtered[kMaps][kStep];
 #pragma unroll
     for (int map = 0; map < kMaps; ++map) {
-      const A* rows = across_ + (map * g_.rows() + slot_ * kStep) * g_.across_row + x_ - x0_ + shift_;
+      const A* rows =
+          across_ + (map * g_.rows() + slot_ * kStep) * g_.across_row + x_ - x0_ + shift_;
       filter_derivative_column(map, rows, y < last_y_, filtered[map]);
     }
     const A scale = p_.grad_scale * p_.inverse_range;
@@ -698,8 +711,8 @@ class Block {
       const int halo = g_.halo(), stride = g_.planes * g_.tile_w;
       A* kept = history_ + map * halo * stride + slot_ * g_.tile_w + x_ - x0_;
       for (int row = 0; row < halo + kStep; ++row) {
-        const A x = row < halo ? kept[row * stride]
-                               : (any ? rows[(row - halo) * g_.across_row] : A(0));
+        const A x =
+            row < halo ? kept[row * stride] : (any ? rows[(row - halo) * g_.across_row] : A(0));
         if (row >= kStep && row - kStep < halo) kept[(row - kStep) * stride] = x;
 #pragma unroll
         for (int i = 0; i < kStep; ++i) {

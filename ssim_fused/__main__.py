@@ -8,24 +8,27 @@ import torch
 
 from . import __version__, _ops
 
-_CPU_DTYPES = "float32, float64; float16 and bfloat16 with float32 arithmetic"
+_DTYPES = "float32, float64; float16 and bfloat16 with float32 arithmetic"
 
 
 def _cpu() -> str:
     if _ops.cpu_reason is None:
-        return f"native, {torch.ops.ssim_fused.cpu_isa()} ({_CPU_DTYPES})"
+        return f"native, {torch.ops.ssim_fused.cpu_isa()} ({_DTYPES})"
     return f"fallback (plain PyTorch): the native library is not in use because {_ops.cpu_reason}"
 
 
 def _cuda() -> str:
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
-    if not torch.cuda.is_available():
-        return f"none: torch is built for CUDA {torch.version.cuda}, but finds no GPU"
-    return (
-        f"fallback (plain PyTorch) on {torch.cuda.get_device_name()}: "
-        "this version has no CUDA kernels"
-    )
+    if _ops.cuda_reason is not None:
+        reason = _ops.cuda_reason
+        path = f"fallback (plain PyTorch): the CUDA library is not in use because {reason}"
+    else:
+        most = _ops.CUDA_MOST_TAPS
+        path = f"native ({_DTYPES}); windows of more than {most} taps by the fallback"
+    if torch.cuda.is_available():
+        return f"{path}; {torch.cuda.get_device_name()}"
+    return f"{path}; torch is built for CUDA {torch.version.cuda}, but finds no GPU"
 
 
 def report() -> str:

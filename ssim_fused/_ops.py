@@ -12,31 +12,48 @@ from . import reference
 from ._checks import Settings
 
 LIBRARY = Path(__file__).with_name("_C_cpu.so")
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
+CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_kernel.h
 
 
-def _load() -> str | None:
-    """Load the CPU library; the reason where there is none."""
-    if not LIBRARY.exists():
-        return "it was not built (no C++ compiler when ssim_fused was installed)"
+def _load(library: Path) -> str | None:
+    """Load a library of operators; the reason where it cannot be had."""
+    if not library.exists():
+        why = library.with_suffix(".why")  # left by setup.py
+        reason = why.read_text(encoding="utf-8").strip() if why.exists() else "reason unknown"
+        return f"it was not built: {reason}"
     try:
-        torch.ops.load_library(str(LIBRARY))
-        torch.ops.ssim_fused.cpu_isa()
+        torch.ops.load_library(str(library))
+        if library == LIBRARY:
+            torch.ops.ssim_fused.cpu_isa()
     except (OSError, RuntimeError) as error:
         return f"it does not load: {str(error).strip().splitlines()[0]}"
     return None
 
 
-cpu_reason = _load()  # None where the native CPU path is in use
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if cpu_reason is not None:
+        return f"the CPU library, which declares the operators, is missing: {cpu_reason}"
+    return _load(CUDA_LIBRARY)
 
 
-def serves(input: Tensor) -> bool:
+# None where the path is in use
+cpu_reason = _load(LIBRARY)
+cuda_reason = _load_cuda()
+
+
+def serves(input: Tensor, settings: Settings) -> bool:
     """Whether a native kernel computes images like this one."""
-    return cpu_reason is None and input.device.type == "cpu"
+    if input.device.type == "cuda":
+        return cuda_reason is None and len(settings.window) <= CUDA_MOST_TAPS
+    return input.device.type == "cpu" and cpu_reason is None
 
 
 def reduced_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
     """1 - SSIM of (N, C, H, W) images, reduced: native where it can be, plain PyTorch elsewhere."""
-    if not serves(input):
+    if not serves(input, settings):
         return reference.reduced_loss(input, target, settings)
     if settings.reduction in ("mean", "sum"):
         return _scalar_loss(input, target, settings)

@@ -134,6 +134,8 @@ print(peak() - before)
 def peak_bytes(size, backward):
     run = subprocess.run(
         [sys.executable, "-c", MEMORY.format(size=size, backward=backward)],
+        # every large block from the system and back to it: freed memory would hide what is used
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,

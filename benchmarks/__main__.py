@@ -1,0 +1,136 @@
+"""``python -m benchmarks``: time and accuracy of ssim_fused beside other libraries.
+
+python -m benchmarks --quick           the usual code and pytorch-msssim, two minutes
+python -m benchmarks                   every library that is installed (benchmarks/requirements.txt)
+python -m benchmarks accuracy          relative errors against float64
+python -m benchmarks table FILE.csv    a saved run as a Markdown table
+python -m benchmarks plot FILE.csv     and as a picture beside it
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from . import accuracy, results
+from .engine import OURS, Measurement, Workload, measure, peak_bytes
+from .providers import BY_NAME, PROVIDERS, QUICK
+
+LARGE = ["16x3x256x256", "1x3x1080x1920"]
+SMALL = ["1x1x28x28", "128x1x28x28", "1x1x128x128", "5x1x128x128"]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) != 4 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 16x3x256x256")
+    return shape
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command", nargs="?", default="run", choices=["run", "accuracy", "table", "plot"]
+    )
+    parser.add_argument("file", nargs="?", type=Path, help="for table and plot")
+    parser.add_argument("--quick", action="store_true", help="few providers, a short budget")
+    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="NxCxHxW")
+    parser.add_argument("--providers", nargs="+", choices=list(BY_NAME), metavar="NAME")
+    parser.add_argument("--modes", nargs="+", choices=["value", "step"], default=["value", "step"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--budget", type=float, help="seconds for each workload")
+    parser.add_argument("--memory", action="store_true", help="peak memory of each, as well")
+    parser.add_argument("--out", type=Path, default=None, help="where CSV and JSON go")
+    parser.add_argument("--name", default=None, help="of the result files")
+    return parser
+
+
+def _show(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
+
+
+def _rows(measurements: list[Measurement]) -> list[dict]:
+    ours = {m.workload: m for m in measurements if m.provider == OURS}
+    return [m.row(ours.get(m.workload)) for m in measurements]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every workload; what is measured is kept when the run is cut short."""
+    names = args.providers or (QUICK if args.quick else list(BY_NAME))
+    shapes = args.shapes or [_shape(text) for text in LARGE + SMALL]
+    budget = args.budget or (6.0 if args.quick else 20.0)
+    workloads = [
+        Workload(mode, shape, dtype, args.device)
+        for dtype in args.dtypes
+        for shape in shapes
+        for mode in args.modes
+    ]
+    for name in names:
+        if reason := BY_NAME[name].missing():
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+    measurements: list[Measurement] = []
+    for i, workload in enumerate(workloads):
+        print(f"[{i + 1}/{len(workloads)}] {workload}", file=sys.stderr)
+        found, finished = measure(workload, names, budget, _show)
+        measurements += found
+        if args.memory and finished:
+            for measurement in found:
+                if measurement.seconds:
+                    measurement.peak_bytes = peak_bytes(measurement.provider, workload)
+        if not finished:
+            print("\ninterrupted; what was measured is kept", file=sys.stderr)
+            break
+    rows = _rows(measurements)
+    name = args.name or ("quick" if args.quick else "run")
+    path = results.save(args.out or results.RESULTS, name, rows)
+    print(f"\nns a pixel and channel, median (time relative to ssim_fused); saved in {path}\n")
+    print(results.markdown(results.load(path)))
+    wrong = [m for m in measurements if m.provider == OURS and not m.agrees]
+    for measurement in wrong:
+        print(f"ssim_fused disagrees with float64: {measurement.workload} {measurement.problem}")
+    return 1 if wrong else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.command == "run":
+        return run(args)
+    if args.command == "accuracy":
+        rows = accuracy.measure(args.providers or [provider.name for provider in PROVIDERS])
+        path = results.save(args.out or results.RESULTS, args.name or "accuracy", rows)
+        print(f"relative error against float64, float32 images; saved in {path}\n\nvalue\n")
+        print(accuracy.markdown(rows, "value_error"))
+        print("\ngradient\n")
+        print(accuracy.markdown(rows, "gradient_error"))
+        return 0
+    if args.file is None or not args.file.exists():
+        parser.error(f"{args.command} needs a saved CSV file, got {args.file}")
+    rows = results.load(args.file)
+    if args.command == "table":
+        print(results.markdown(rows))
+    else:
+        picture = args.file.with_suffix(".png")
+        results.plot(rows, picture)
+        print(picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of ``train_cvae.py``: data, model, training, pictures."""

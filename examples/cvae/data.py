@@ -1,0 +1,103 @@
+"""Pictures with a label each, as float tensors in [0, 1] of shape (N, 1, size, size)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    train: Tensor  # (N, 1, size, size)
+    train_labels: Tensor  # (N,), int64
+    held_out: Tensor
+    held_out_labels: Tensor
+    classes: tuple[str, ...]
+
+
+class DataError(Exception):
+    """What is wrong with the data that the user named."""
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """(N, 1, H, W) to (N, 1, size, size)."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+    return resized.clamp(0, 1)
+
+
+def split(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Pictures:
+    """Every fifth picture of each class is held out; the same ones in every run."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(len(classes)):
+        held_out[torch.nonzero(labels == label).flatten()[4::5]] = True
+    if held_out.all() or not held_out.any():
+        raise DataError(f"{len(labels)} pictures are too few: a class needs at least five")
+    rest = ~held_out
+    return Pictures(images[rest], labels[rest], images[held_out], labels[held_out], classes)
+
+
+def digits(size: int) -> Pictures:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 enlarged; part of the package, no download."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(found.images).float()[:, None] / 16
+    images = F.pad(images, (1, 1, 1, 1))  # they touch the edge
+    return split(resize(images, size), torch.from_numpy(found.target).long(), tuple("0123456789"))
+
+
+def folder(path: Path, size: int) -> Pictures:
+    """One folder of pictures for each class, read as grey."""
+    from PIL import Image
+
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder")
+    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(f for f in (path / name).iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+        if not files:
+            raise DataError(f"{path / name} holds no pictures")
+        for file in files:
+            try:
+                picture = (
+                    Image.open(file).convert("L").resize((size, size), Image.Resampling.LANCZOS)
+                )
+            except OSError as error:
+                raise DataError(f"{file} cannot be read as a picture: {error}") from None
+            images.append(np.asarray(picture, dtype=np.float32) / 255)
+            labels.append(label)
+    if not classes:
+        raise DataError(f"{path} holds no folders; one for each class is needed")
+    stacked = torch.from_numpy(np.stack(images))[:, None]
+    return split(stacked, torch.tensor(labels), tuple(classes))
+
+
+def from_torchvision(name: str, root: Path, size: int) -> Pictures:
+    """MNIST or Fashion-MNIST by torchvision's loaders, which download it where it is not there."""
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise DataError(f"--dataset {name} needs torchvision: pip install torchvision") from None
+    kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}[name]
+    parts = []
+    for train in (True, False):
+        try:
+            found = kind(str(root), train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{name} is not in {root} and cannot be downloaded: {error}") from None
+        images = found.data.float()[:, None] / 255
+        if size > images.shape[-1]:  # a margin, as is usual for 28 -> 32
+            margin = size - images.shape[-1]
+            images = F.pad(images, (margin // 2, margin - margin // 2) * 2)
+        parts += [resize(images, size), found.targets.long()]
+    return Pictures(*parts, classes=tuple(found.classes))

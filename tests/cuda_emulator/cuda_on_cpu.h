@@ -1,0 +1,200 @@
+// CUDA's meaning on a CPU, for one block at a time: enough to run csrc/ssim_cuda_kernel.h.
+//
+// Each CUDA thread is a fibre, or a thread of the operating system where SSIM_EMULATOR_THREADS is
+// defined (the sanitizers see races between those only). Barriers are real: a block whose threads
+// do not all meet the same one is an error that names the places. Shared memory is allocated anew
+// for each block, filled with NaN, exactly as large as the launch asked for.
+#pragma once
+
+#include <ucontext.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define SSIM_CUDA_EMULATOR
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define SSIM_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::block->shared.get()
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+namespace emulator {
+
+struct Stopped {};  // unwinds the threads of a block that failed
+
+struct Block {
+  int threads = 0;
+  std::unique_ptr<unsigned char[]> shared;
+  std::string error;
+  // where each thread waits; empty while it runs
+  std::vector<std::string> waiting;
+  std::vector<bool> finished;
+};
+
+inline Block* block = nullptr;
+inline thread_local int current = 0;
+
+inline void check_meeting() {
+  std::set<std::string> places;
+  int left = 0;
+  for (int i = 0; i < block->threads; ++i) {
+    if (block->finished[i])
+      ++left;
+    else
+      places.insert(block->waiting[i]);
+  }
+  if (places.size() > 1 || (left > 0 && !places.empty())) {
+    block->error = std::to_string(left) + " threads have left; the others wait at";
+    for (const std::string& place : places) block->error += " " + place;
+  }
+}
+
+#if defined(SSIM_EMULATOR_THREADS)
+
+struct Meeting {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int arrived = 0, left = 0;
+  long round = 0;
+};
+inline Meeting meeting;
+
+// the last one to arrive, or to leave, lets all go on
+inline void open_if_all(std::unique_lock<std::mutex>&) {
+  if (meeting.arrived == 0 || meeting.arrived + meeting.left < block->threads) return;
+  check_meeting();
+  for (std::string& place : block->waiting) place.clear();
+  meeting.arrived = 0;
+  ++meeting.round;
+  meeting.changed.notify_all();
+}
+
+inline void wait_at(std::string place) {
+  std::unique_lock<std::mutex> lock(meeting.mutex);
+  if (!block->error.empty()) throw Stopped{};
+  block->waiting[current] = std::move(place);
+  ++meeting.arrived;
+  const long round = meeting.round;
+  open_if_all(lock);
+  meeting.changed.wait(lock, [&] { return meeting.round != round; });
+  if (!block->error.empty()) throw Stopped{};
+}
+
+inline void run_threads(const std::function<void()>& kernel) {
+  meeting.arrived = meeting.left = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < block->threads; ++i) {
+    threads.emplace_back([&kernel, i] {
+      current = i;
+      try {
+        kernel();
+      } catch (const Stopped&) {
+      }
+      std::unique_lock<std::mutex> lock(meeting.mutex);
+      block->finished[i] = true;
+      ++meeting.left;
+      open_if_all(lock);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+#else
+
+inline std::vector<ucontext_t> fibres;
+inline ucontext_t scheduler;
+inline const std::function<void()>* body = nullptr;
+
+inline void wait_at(std::string place) {
+  const int self = current;
+  block->waiting[self] = std::move(place);
+  swapcontext(&fibres[self], &scheduler);
+  if (!block->error.empty()) throw Stopped{};
+}
+
+inline void fibre() {
+  try {
+    (*body)();
+  } catch (const Stopped&) {
+  }
+  block->finished[current] = true;
+}
+
+inline void run_threads(const std::function<void()>& kernel) {
+  constexpr size_t kStack = 64 * 1024;
+  static std::vector<char> stacks;
+  stacks.resize(block->threads * kStack);
+  fibres.resize(block->threads);
+  body = &kernel;
+  for (int i = 0; i < block->threads; ++i) {
+    getcontext(&fibres[i]);
+    fibres[i].uc_stack = {&stacks[i * kStack], 0, kStack};
+    fibres[i].uc_link = &scheduler;
+    makecontext(&fibres[i], fibre, 0);
+  }
+  for (bool running = true; running;) {
+    running = false;
+    for (int i = 0; i < block->threads; ++i) {
+      if (block->finished[i]) continue;
+      current = i;
+      block->waiting[i].clear();
+      swapcontext(&scheduler, &fibres[i]);
+      running = running || !block->finished[i];
+    }
+    if (running && block->error.empty()) check_meeting();
+  }
+}
+
+#endif
+
+// a grid's blocks one after another, in an order that no kernel may rely on
+inline void launch(dim3 grid, int threads, size_t shared_bytes,
+                   const std::function<void()>& kernel);
+
+}  // namespace emulator
+
+inline dim3 blockIdx, gridDim, blockDim;
+struct ThreadIndex {
+  struct X {
+    operator unsigned() const { return static_cast<unsigned>(emulator::current); }
+  } x;
+};
+inline ThreadIndex threadIdx;
+
+inline void __syncthreads(const std::source_location at = std::source_location::current()) {
+  emulator::wait_at(std::string(at.function_name()) + ", line " + std::to_string(at.line()));
+}
+
+inline void emulator::launch(dim3 grid, int threads, size_t shared_bytes,
+                             const std::function<void()>& kernel) {
+  gridDim = grid;
+  blockDim = {static_cast<unsigned>(threads)};
+  for (unsigned i = grid.x; i-- > 0;) {
+    blockIdx.x = i;
+    Block state;
+    state.threads = threads;
+    state.shared.reset(new unsigned char[shared_bytes]);
+    std::memset(state.shared.get(), 0xff, shared_bytes);  // NaN as float and as double
+    state.waiting.resize(threads);
+    state.finished.resize(threads);
+    block = &state;
+    run_threads(kernel);
+    block = nullptr;
+    if (!state.error.empty()) {
+      throw std::runtime_error("block " + std::to_string(i) + ": " + state.error);
+    }
+  }
+}

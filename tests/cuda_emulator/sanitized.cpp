@@ -1,0 +1,84 @@
+// The CUDA kernel under a sanitizer: every task over shapes that reach every edge. Prints "done";
+// the sanitizer ends the program at the first fault.
+#include <cstdio>
+#include <cstdlib>
+
+#include "cuda_on_cpu.h"
+// after cuda_on_cpu.h, which defines what it needs
+#include "ssim_cuda_kernel.h"
+
+using namespace ssim_fused;
+
+namespace {
+
+struct Case {
+  int n, c, h, w, taps, tiles, bands, planes;
+  bool valid;
+};
+
+std::vector<float> random_image(size_t count) {
+  std::vector<float> image(count);
+  for (float& pixel : image) pixel = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX);
+  return image;
+}
+
+void set_contiguous(Int64 (&stride)[4], int c, int h, int w) {
+  const Int64 strides[4] = {Int64(c) * h * w, Int64(h) * w, w, 1};
+  for (int i = 0; i < 4; ++i) stride[i] = strides[i];
+}
+
+void run(const Case& a, Task task) {
+  Problem<float> p{};
+  p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps, a.valid, task, sizeof(float), 4);
+  p.g.tiles = a.tiles;
+  p.g.bands = a.bands;
+  p.g.planes = a.planes;
+  complete(p.g, derivative_maps(task));
+  // heap blocks of exactly the right size, so that a step outside is seen
+  const size_t pixels = size_t(a.n) * a.c * a.h * a.w;
+  const size_t windows = size_t(a.n) * a.c * p.g.out_h * p.g.out_w;
+  const std::vector<float> x = random_image(pixels), y = random_image(pixels);
+  const std::vector<float> weight = random_image(windows);
+  std::vector<float> map(windows), grad_x(pixels), grad_y(pixels), value(a.n);
+  std::vector<double> parts(p.g.parts());
+  p.input = x.data();
+  p.target = y.data();
+  p.weight = weight.data();
+  p.map = map.data();
+  p.grad_input = grad_x.data();
+  p.grad_target = grad_y.data();
+  p.parts = parts.data();
+  for (auto* stride :
+       {&p.input_stride, &p.target_stride, &p.grad_input_stride, &p.grad_target_stride}) {
+    set_contiguous(*stride, a.c, a.h, a.w);
+  }
+  set_contiguous(p.weight_stride, a.c, p.g.out_h, p.g.out_w);
+  p.c1 = 1e-4f;
+  p.c2 = 9e-4f;
+  p.inverse_range = p.grad_scale = 1;
+  for (int k = 0; k < a.taps; ++k) p.window[k] = 1.0f / static_cast<float>(a.taps);
+  dispatch<float>(task, p.g, [&]<int kTaps, Task kTask>() {
+    emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
+                     p.g.shared_words() * sizeof(float),
+                     [&] { ssim_kernel<float, kTaps, kTask>(p); });
+  });
+  if (!makes_sums(task)) return;
+  emulator::launch({static_cast<unsigned>(a.n)}, kReduceThreads, kReduceThreads * sizeof(double),
+                   [&] { reduce_kernel(parts.data(), p.g.parts() / a.n, 1.0, value.data()); });
+}
+
+}  // namespace
+
+int main() {
+  const Case cases[] = {
+      {1, 1, 1, 1, 11, 1, 1, 1, false},   {2, 2, 12, 13, 11, 1, 2, 3, false},
+      {1, 1, 20, 70, 11, 2, 3, 1, false}, {1, 1, 19, 23, 11, 1, 1, 1, true},
+      {1, 2, 10, 11, 5, 1, 1, 2, false},
+  };
+  const Task tasks[] = {Task::value,     Task::map,      Task::gradient,
+                        Task::gradients, Task::backward, Task::backwards};
+  for (const Case& a : cases) {
+    for (Task task : tasks) run(a, task);
+  }
+  std::puts("done");
+}

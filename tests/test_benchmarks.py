@@ -1,0 +1,141 @@
+"""The benchmark engine: it refuses wrong providers, keeps what it measured, and reads it back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import __main__ as cli
+from benchmarks import accuracy, engine, providers, results
+from benchmarks.engine import Workload
+
+TINY = Workload("step", (2, 1, 24, 30))
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """A provider that computes something else."""
+
+    def plant(loss, **settings):
+        provider = providers.Provider("planted", lambda: loss, **settings)
+        monkeypatch.setitem(providers.BY_NAME, "planted", provider)
+        return provider
+
+    return plant
+
+
+@pytest.mark.parametrize("name", ["ssim_fused", "ssim_fused.reference", "usual code"])
+def test_providers_agree_with_float64(name):
+    provider = providers.BY_NAME[name]
+    for shape in ((2, 3, 40, 50), (1, 1, 28, 28)):
+        error, agrees = engine.verify(provider, provider.make(), Workload("value", shape))
+        assert agrees, error
+
+
+def test_pytorch_msssim_agrees_with_its_border():
+    provider = providers.BY_NAME["pytorch-msssim"]
+    if reason := provider.missing():
+        pytest.skip(reason)
+    error, agrees = engine.verify(provider, provider.make(), Workload("value", (2, 3, 40, 50)))
+    assert agrees, error
+
+
+def test_a_wrong_provider_is_marked(planted):
+    planted(lambda x, y: (x - y).square().mean())
+    (measurement,), finished = engine.measure(TINY, ["planted"], 0.01)
+    assert finished
+    assert not measurement.agrees
+    assert measurement.problem == "computes another value"
+    assert measurement.seconds  # timed, and marked
+
+
+def test_another_border_is_another_value(planted):
+    ours = providers.BY_NAME["ssim_fused"].make()
+    provider = planted(lambda x, y: ours(x, y, padding="valid"), padding="same", tolerance=1e-6)
+    assert not engine.verify(provider, provider.make(), TINY)[1]
+    provider = planted(lambda x, y: ours(x, y, padding="valid"), padding="valid", tolerance=1e-6)
+    assert engine.verify(provider, provider.make(), TINY)[1]
+
+
+def test_a_failing_provider_does_not_stop_the_others(planted):
+    def fail(x, y):
+        raise RuntimeError("no kernel for this")
+
+    planted(fail)
+    found, finished = engine.measure(TINY, ["planted", "ssim_fused"], 0.01)
+    assert finished
+    assert "no kernel for this" in found[0].problem
+    assert not found[0].seconds
+    assert len(found[1].seconds) >= 9
+
+
+def test_a_missing_library_says_how_to_get_it(planted):
+    planted(None, package="no-such-package", version="1.2.3")
+    (measurement,), _ = engine.measure(TINY, ["planted"], 0.01)
+    assert "pip install no-such-package==1.2.3" in measurement.problem
+
+
+def test_an_interrupt_keeps_what_was_measured(planted, tmp_path, capsys):
+    calls = []
+
+    def loss(x, y):
+        calls.append(1)
+        if len(calls) > 12:
+            raise KeyboardInterrupt
+        return (x - y).square().mean()
+
+    planted(loss)
+    arguments = ["--providers", "planted", "--shapes", "1x1x16x16", "--modes", "value"]
+    cli.main([*arguments, "--budget", "60", "--out", str(tmp_path)])
+    assert "interrupted" in capsys.readouterr().err
+    (row,) = results.load(tmp_path / "run.csv")
+    assert int(row["runs"]) > 0
+
+
+def test_quick_run_writes_results_that_can_be_shown(tmp_path, capsys):
+    arguments = ["--quick", "--shapes", "1x1x20x24", "--budget", "0.01", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    path = tmp_path / "quick.csv"
+    rows = results.load(path)
+    assert {row["mode"] for row in rows} == {"value", "step"}
+    ours = [row for row in rows if row["provider"] == "ssim_fused"]
+    assert all(float(row["ratio_to_ours"]) == 1.0 and row["agrees"] == "True" for row in ours)
+    machine = json.loads(path.with_suffix(".json").read_text())
+    assert machine["torch"] == torch.__version__
+    assert machine["threads"] == torch.get_num_threads()
+    capsys.readouterr()
+    assert cli.main(["table", str(path)]) == 0
+    assert "| usual code |" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    assert cli.main(["plot", str(path)]) == 0
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_peak_memory_sees_what_the_usual_code_keeps():
+    workload = Workload("step", (1, 1, 1024, 1024))
+    image = 4 * workload.pixels
+    ours = engine.peak_bytes("ssim_fused", workload)
+    usual = engine.peak_bytes("usual code", workload)
+    if ours is None or usual is None:
+        pytest.skip("needs Linux's /proc")
+    assert image <= ours < 4 * image
+    assert usual > 2 * ours
+
+
+def test_accuracy_rows(monkeypatch):
+    monkeypatch.setattr(accuracy, "SHAPE", (1, 1, 64, 64))
+    rows = accuracy.measure(["ssim_fused", "usual code"])
+    ours = [row for row in rows if row["provider"] == "ssim_fused"]
+    assert all(row["value_error"] < 2e-6 and row["gradient_error"] < 2e-5 for row in ours)
+    usual = {row["family"]: row for row in rows if row["provider"] == "usual code"}
+    assert usual["noise 1e-4"]["value_error"] > 1e-4
+    assert "| usual code |" in accuracy.markdown(rows, "value_error")
+
+
+@pytest.mark.parametrize("text", ["16x3", "axbxcxd", "0x1x2x3"])
+def test_bad_shapes(text, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--shapes", text])
+    assert "is not a shape like" in capsys.readouterr().err

@@ -43,7 +43,8 @@ def measure(names: Iterable[str]) -> list[dict]:
             loss = provider.make()
             true_x = x.double().requires_grad_()
             true = true_loss(true_x, y, provider.padding)
-            row = {"provider": name, "family": family, "value_error": None, "gradient_error": None}
+            row = dict.fromkeys(["provider", "family", "value_error", "gradient_error", "problem"])
+            row |= {"provider": name, "family": family}
             rows.append(row)
             try:
                 if not provider.gradient:

@@ -194,8 +194,8 @@ def measure(
 ) -> tuple[list[Measurement], bool]:
     """All providers at one workload, for about `budget` seconds; False where it was interrupted.
 
-    Rounds in random order until the budget is used; each round calls every provider, a fast one
-    several times, so that slow ones do not starve it.
+    Rounds in random order, three at least, until the budget is used. A round calls every provider,
+    a fast one five times, so that slow ones do not starve it.
     """
     measurements, calls = prepare(workload, names)
     by_name = {m.provider: m for m in measurements}
@@ -204,14 +204,14 @@ def measure(
     shuffle = random.Random(0)
     try:
         for name in order:  # warm-up
-            for _ in range(2):
-                calls[name]()
+            calls[name]()
         end, rounds = time.perf_counter() + budget, 0
         while order and (rounds < 3 or time.perf_counter() < end):
             shuffle.shuffle(order)
             for name in order:
-                for _ in range(3):
-                    by_name[name].seconds.append(clock.time(calls[name]))
+                seconds = by_name[name].seconds
+                for _ in range(1 if seconds and seconds[-1] > 0.05 else 5):
+                    seconds.append(clock.time(calls[name]))
             rounds += 1
             progress(f"{workload}: round {rounds}")
     except KeyboardInterrupt:

@@ -185,8 +185,8 @@ PROVIDERS = [
         _torchmetrics,
         "torchmetrics",
         "1.9.0",
-        padding="valid",
-        differs="reflects, then cuts the border away: the same as valid",
+        padding="reflect",
+        differs="reflects at the border",
     ),
     Provider("piq", _piq, "piq", "0.8.0", padding="valid", differs="windows inside the image only"),
     Provider(

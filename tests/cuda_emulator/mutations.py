@@ -82,8 +82,9 @@ def planted(name: str, folder: Path) -> Path:
     mutation = MUTATIONS[name]
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
-    kernel = csrc / "ssim_cuda_kernel.h"
-    text = kernel.read_text()
+    found = [file for file in sorted(csrc.glob("ssim_cuda*.h")) if mutation.old in file.read_text()]
+    assert len(found) == 1, f"{name}: in {len(found)} files"
+    text = found[0].read_text()
     assert text.count(mutation.old) == 1, f"{name}: found {text.count(mutation.old)} times"
-    kernel.write_text(text.replace(mutation.old, mutation.new))
+    found[0].write_text(text.replace(mutation.old, mutation.new))
     return csrc

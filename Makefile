@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 
-.PHONY: help train compare test lint format bench info clean
+.PHONY: help train compare test lint format bench gpu gpu-cost info clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 train: $(VENV)/built ## set up everything and train the CVAE; pictures in runs/
 	$(BIN)/python examples/train_cvae.py
@@ -42,6 +42,12 @@ format: $(VENV)/ready ## rewrite the sources in the house style
 bench: $(VENV)/built ## compare with the article's code and pytorch-msssim
 	$(BIN)/python -m benchmarks --quick
 
+gpu: $(OTHER_VENV)/built ## on a machine with a GPU: its tests, sanitizers and benchmark
+	$(OTHER_VENV)/bin/python -m benchmarks.gpu
+
+gpu-cost: $(VENV)/ready ## what the CUDA kernels cost, counted without a GPU
+	$(BIN)/python -m benchmarks.gpu_cost
+
 info: $(VENV)/built ## which paths are in use, and why
 	$(BIN)/python -m ssim_fused
 
@@ -61,4 +67,10 @@ $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
 $(OTHER_VENV)/ready:
 	$(PYTHON) -m venv $(OTHER_VENV)
 	$(OTHER_VENV)/bin/pip install -q "$(OTHER_TORCH)" numpy
+	touch $@
+
+# the CPU library that this makes serves the other environment, too
+$(OTHER_VENV)/built: $(OTHER_VENV)/ready setup.py $(CXX_SOURCES)
+	$(OTHER_VENV)/bin/pip install -q "setuptools>=77" ninja wheel pytest pytorch-msssim==1.0.0
+	SSIM_FUSED_CUDA=1 $(OTHER_VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
 	touch $@

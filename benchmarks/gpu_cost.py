@@ -1,0 +1,302 @@
+"""``python -m benchmarks.gpu_cost``: what the CUDA kernels cost, counted without a GPU.
+
+Compiles the kernel header with nvcc for each architecture and prints registers, shared memory and
+occupancy; disassembles it and prints the instruction mix; and, from the cut that the launcher would
+choose, work and memory traffic a pixel with halos, and a roofline prediction. Predictions are
+labelled as such: none of this has run on a GPU.
+
+Needs nvcc, and for the instruction mix nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm (PyPI).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ["value", "map", "gradient", "gradients", "backward", "backwards"]
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+# architecture -> shared memory of a multiprocessor in KiB, threads it holds; CUDA C++ Programming
+# Guide, table "Technical Specifications per Compute Capability"
+LIMITS = {
+    "75": (64, 1024),
+    "80": (164, 2048),
+    "86": (100, 1536),
+    "89": (100, 1536),
+    "90": (228, 2048),
+    "100": (228, 2048),
+    "120": (100, 1536),
+}
+REGISTERS = 65536  # of a multiprocessor
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a roofline needs; the makers' data sheets."""
+
+    name: str
+    architecture: str
+    multiprocessors: int
+    clock_ghz: float
+    bandwidth_gb: float
+
+
+GPUS = [
+    Gpu("H100 SXM", "90", 132, 1.98, 3350),
+    Gpu("RTX 4090", "89", 128, 2.52, 1008),
+]
+
+_GEOMETRY = """
+#include <cstdio>
+#include <cstdlib>
+#include "ssim_cuda_geometry.h"
+int main(int, char** a) {
+  using namespace ssim_fused;
+  const Task task = static_cast<Task>(std::atoi(a[1]));
+  const Geometry g = choose_geometry(std::atoi(a[2]), std::atoi(a[3]), std::atoi(a[4]),
+                                     std::atoi(a[5]), 11, false, task, 4, std::atoi(a[6]));
+  std::printf("%d %d %d %d %d %d %d %lld %d %d %d %d", g.tiles, g.tile_w, g.bands, g.band_h,
+              g.planes, g.columns, g.threads, g.blocks, g.shared_words() * 4, g.runs,
+              g.gradient_runs, derivative_maps(task));
+}
+"""
+
+
+def _run(*command: object, **settings) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, **settings)
+    if done.returncode:
+        sys.exit(f"{words[0]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+class Programs:
+    """Programs compiled once in a scratch folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        source = folder / "geometry.cpp"
+        source.write_text(_GEOMETRY)
+        self.program = folder / "geometry"
+        _run("c++", "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", source, "-o", self.program)
+
+    def geometry(self, task: str, shape: tuple[int, ...], multiprocessors: int) -> dict[str, int]:
+        """The cut that the launcher would choose."""
+        said = _run(self.program, TASKS.index(task), *shape, multiprocessors).split()
+        names = "tiles tile_w bands band_h planes columns threads blocks shared runs"
+        return dict(zip([*names.split(), "gradient_runs", "maps"], map(int, said)))
+
+    def compile(self, nvcc: Path, architecture: str) -> tuple[Path, str]:
+        """The float32, 11-tap kernels as one cubin, and what ptxas said."""
+        source = self.folder / "kernels.cu"
+        lines = ['#include "ssim_cuda_kernel.h"', "using namespace ssim_fused;"]
+        lines += [
+            f"template __global__ void ssim_fused::ssim_kernel<float, 11, Task::{task}>"
+            "(const __grid_constant__ Problem<float>);"
+            for task in TASKS
+        ]
+        source.write_text("\n".join(lines))
+        cubin = self.folder / f"{architecture}.cubin"
+        flags = ["-std=c++20", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin"]
+        return cubin, _run(nvcc, *flags, f"-I{ROOT / 'csrc'}", source, "-o", cubin)
+
+
+def task_of(mangled: str) -> str:
+    """The task in a kernel's mangled name."""
+    return TASKS[int(re.search(r"4TaskE(\d)", mangled)[1])]
+
+
+def registers(said: str) -> dict[str, tuple[int, int]]:
+    """Task to registers and bytes spilled, from ptxas -v."""
+    found = {}
+    pattern = (
+        r"entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"Used (\d+) registers"
+    )
+    for name, stores, loads, count in re.findall(pattern, said, re.DOTALL):
+        found[task_of(name)] = (int(count), int(stores) + int(loads))
+    return found
+
+
+def occupancy(architecture: str, used: int, geometry: dict[str, int]) -> tuple[int, int]:
+    """Blocks on a multiprocessor, and the percentage of the threads that it can hold."""
+    shared_kib, threads = LIMITS[architecture]
+    warps = geometry["threads"] // 32
+    by_registers = REGISTERS // (-(-used // 8) * 8 * 32 * warps)
+    by_shared = shared_kib * 1024 // (geometry["shared"] + 1024)
+    blocks = min(by_registers, by_shared, threads // geometry["threads"])
+    return blocks, round(100 * blocks * geometry["threads"] / threads)
+
+
+KINDS = {
+    "multiply-adds": r"FFMA",
+    "other float": r"F(?:ADD|MUL|SETP|SEL|MNMX)",
+    "special": r"MUFU",
+    "shared loads": r"LDS",
+    "of 128 bits": r"LDS\.128",
+    "shared stores": r"STS",
+    "global loads": r"LDG",
+    "global stores": r"STG",
+    "barriers": r"BAR",
+}
+
+
+def disassembler() -> Path | None:
+    """nvdisasm, on PATH or beside this Python."""
+    places = [shutil.which("nvdisasm"), Path(sys.prefix) / "bin/nvdisasm"]
+    places += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/**/bin/nvdisasm"))
+    return next((Path(place) for place in places if place and Path(place).exists()), None)
+
+
+def mixes(tool: Path, cubin: Path) -> dict[str, Counter]:
+    """Task to how often each kind of instruction stands in the kernel's code."""
+    found = {}
+    for section in _run(tool, "-c", cubin).split(".section\t")[1:]:
+        name = re.match(r"\s*\.text\.(\S+?),", section)
+        if name is None:
+            continue
+        code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", section)
+        counts = Counter(
+            {kind: sum(bool(re.match(p, c)) for c in code) for kind, p in KINDS.items()}
+        )
+        counts["all"] = len(code)
+        found[task_of(name[1])] = counts
+    return found
+
+
+# ---- work a pixel ----
+
+
+def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
+    """Arithmetic and traffic a pixel of one launch, halos and partly filled runs counted."""
+    n, c, h, w = shape
+    pixels = n * c * h * w
+    gradient = g["maps"] > 0
+    halo = 10 if gradient else 0
+    planes_bands = n * c * g["bands"]
+    rows = planes_bands * -(-min(g["band_h"] + halo, h) // 8) * 8  # of windows
+    columns = sum(
+        min(min((t + 1) * g["tile_w"], w) + halo // 2 + 5, w)
+        - max(t * g["tile_w"] - halo // 2 - 5, 0)
+        for t in range(g["tiles"])
+    )
+    windows = rows * g["tiles"] * 4 * g["runs"]
+    back = rows * g["tiles"] * 4 * g["gradient_runs"] if gradient else 0
+    own = planes_bands * -(-(min(g["band_h"], h) + 5) // 8) * 8 * w if gradient else 0
+    maps = g["maps"]
+    multiply_adds = 44 * rows * columns + 44 * windows + 11 * maps * (back + own)
+    words = 4 * 4 * windows + 4 * maps * back + maps * own
+    read_rows = planes_bands * min(g["band_h"] + halo + 10, h)
+    traffic = 8 * read_rows * columns + (4 * (maps - 2) * pixels if gradient else 0)
+    # beside the multiply-adds, from the instruction mix: squares, loads, addresses; the formula
+    instructions = multiply_adds + 24 * rows * columns + 50 * windows + 6 * back + 16 * own
+    return {
+        "multiply-adds": multiply_adds / pixels,
+        "shared words": words / pixels,
+        "bytes": traffic / pixels,
+        "instructions": instructions / pixels,
+    }
+
+
+def predict(gpu: Gpu, cost: dict[str, float], pixels: int) -> float:
+    """Microseconds: the larger of issue and memory, at the peaks of the data sheet."""
+    issue = cost["instructions"] * pixels / (gpu.multiprocessors * 128 * gpu.clock_ghz * 1e3)
+    memory = cost["bytes"] * pixels / (gpu.bandwidth_gb * 1e3)
+    return max(issue, memory)
+
+
+SHAPES = [(1, 1, 64, 64), (1, 1, 128, 128), (128, 1, 28, 28), (16, 3, 256, 256), (1, 3, 1080, 1920)]
+
+
+def _table(title: str, head: list[str], rows: list[list[object]]) -> None:
+    print(f"\n{title}\n\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
+def report(nvcc: Path, architectures: list[str], folder: Path) -> None:
+    """Print the tables."""
+    programs = Programs(folder)
+    large = programs.geometry("gradient", (1, 3, 1080, 1920), 132)
+    value = programs.geometry("value", (1, 3, 1080, 1920), 132)
+    rows, mix_rows = [], []
+    tool = disassembler()
+    for architecture in architectures:
+        cubin, said = programs.compile(nvcc, architecture)
+        for task, (used, spilled) in sorted(
+            registers(said).items(), key=lambda i: TASKS.index(i[0])
+        ):
+            geometry = value if task in ("value", "map") else large
+            blocks, share = occupancy(architecture, used, geometry)
+            rows.append([f"sm_{architecture}", task, used, spilled, blocks, f"{share} %"])
+        if tool:
+            for task, mix in mixes(tool, cubin).items():
+                if task in ("value", "gradient"):
+                    mix_rows.append(
+                        [f"sm_{architecture}", task, *(mix[k] for k in ["all", *KINDS])]
+                    )
+    _table(
+        "Registers and occupancy (float32, 11 taps)",
+        ["", "task", "registers", "bytes spilled", "blocks resident", "occupancy"],
+        rows,
+    )
+    if tool:
+        _table("Instructions in the code", ["", "task", "all", *KINDS], mix_rows)
+    else:
+        print("\nno nvdisasm: pip install nvidia-cuda-nvdisasm for the instruction mix")
+    rows = []
+    for task in ("value", "gradient"):
+        for shape in SHAPES:
+            g = programs.geometry(task, shape, 132)
+            cost = work(g, shape)
+            pixels = shape[0] * shape[1] * shape[2] * shape[3]
+            times = [f"{predict(gpu, cost, pixels):.1f}" for gpu in GPUS]
+            share = cost["shared words"] / cost["multiply-adds"]
+            rows.append(
+                [
+                    task,
+                    "x".join(map(str, shape)),
+                    f"{g['tiles']} x {g['bands']} x {g['planes']}",
+                    f"{g['threads']} x {g['blocks']}",
+                    *(f"{cost[k]:.0f}" for k in ("multiply-adds", "shared words")),
+                    f"{share:.2f}",
+                    f"{cost['bytes']:.1f}",
+                    f"{cost['instructions']:.0f}",
+                    *times,
+                ]
+            )
+    _table(
+        "Work a pixel, halos counted, for the cut chosen on 132 multiprocessors; the last columns "
+        "are PREDICTIONS from peak rates in microseconds, without launch cost",
+        ["task", "shape", "tiles x bands x planes", "threads x blocks", "multiply-adds"]
+        + ["shared words", "ratio", "bytes", "instructions"]
+        + [gpu.name for gpu in GPUS],
+        rows,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    args = parser.parse_args()
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda-13.0", "/usr/local/cuda"]
+    nvccs = (Path(home) / "bin/nvcc" for home in homes if home)
+    nvcc = next((path for path in nvccs if path.exists()), None)
+    if nvcc is None:
+        sys.exit("gpu_cost: no nvcc found; set CUDA_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        report(nvcc, args.architectures, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

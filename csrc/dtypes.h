@@ -5,7 +5,7 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define SSIM_INLINE __host__ __device__ __forceinline__
 #else
-#if defined(__F16C__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 #define SSIM_INLINE inline __attribute__((always_inline))

@@ -49,6 +49,29 @@ SSIM_INLINE Vec<A> splat(A x) {
   return Vec<A>{} + x;
 }
 
+// 1 / x to about 1 unit in the last place: an estimate, refined by Newton's steps that double its
+// digits, in a fifth of a division's time
+#if defined(__AVX512F__)
+SSIM_INLINE Vec<float> reciprocal_of(Vec<float> x) {
+  const Vec<float> y =
+      reinterpret_cast<Vec<float>>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
+  return y + y * (splat<float>(1) - x * y);
+}
+#elif defined(__SSE__)
+SSIM_INLINE Vec<float> reciprocal_of(Vec<float> x) {
+#if defined(__AVX2__)
+  Vec<float> y = reinterpret_cast<Vec<float>>(_mm256_rcp_ps(reinterpret_cast<__m256>(x)));
+#else
+  Vec<float> y = reinterpret_cast<Vec<float>>(_mm_rcp_ps(reinterpret_cast<__m128>(x)));
+#endif
+  for (int step = 0; step < 2; ++step) y = y + y * (splat<float>(1) - x * y);
+  return y;
+}
+#else
+SSIM_INLINE Vec<float> reciprocal_of(Vec<float> x) { return 1 / x; }
+#endif
+SSIM_INLINE Vec<double> reciprocal_of(Vec<double> x) { return 1 / x; }
+
 // ---- a full vector from and to contiguous storage ----
 
 template <typename A>
@@ -107,6 +130,27 @@ SSIM_INLINE void store(Vec<float> v, float16* p) {
   for (int i = 0; i < Simd<float>::width; ++i) from_arithmetic(v[i], p[i]);
 #endif
 }
+
+// ---- lanes [first, last) from contiguous storage, the rest zero and not touched ----
+
+template <typename T>
+constexpr bool kHasMaskedLoad = false;
+
+#if defined(__AVX2__)
+template <>
+constexpr bool kHasMaskedLoad<float> = true;
+
+SSIM_INLINE Vec<float> load_masked(const float* p, int64_t first, int64_t last) {
+#if defined(__AVX512F__)
+  const unsigned lanes = (0xffffu >> (16 - last)) & (0xffffu << first);
+  return reinterpret_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), p));
+#else
+  Simd<float>::Mask lanes{};
+  for (int i = 0; i < 8; ++i) lanes[i] = i >= first && i < last ? -1 : 0;
+  return reinterpret_cast<Vec<float>>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(lanes)));
+#endif
+}
+#endif
 
 // ---- transpose of a width x width block held in registers ----
 

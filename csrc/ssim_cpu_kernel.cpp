@@ -46,9 +46,9 @@ SSIM_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b;
 
 // ---- the filter ----
 
-// out[i] = sum_k window[k] * rows[(i + k) * stride], i < width; taps > 0 is a compile-time count
+// out[i] = sum_k window[k] * rows[i + k], i < width; taps > 0 is a compile-time count
 template <typename A, int taps>
-SSIM_INLINE void filter(const Vec<A>* rows, int64_t stride, const A* window, int64_t run_time_taps,
+SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_taps,
                         Vec<A> (&out)[Simd<A>::width]) {
   constexpr int width = Simd<A>::width;
 #pragma GCC unroll 16
@@ -57,7 +57,7 @@ SSIM_INLINE void filter(const Vec<A>* rows, int64_t stride, const A* window, int
     // each row is loaded once and added to every output that it serves
 #pragma GCC unroll 32
     for (int row = 0; row < width + taps - 1; ++row) {
-      const Vec<A> x = rows[row * stride];
+      const Vec<A> x = rows[row];
 #pragma GCC unroll 16
       for (int i = 0; i < width; ++i) {
         const int k = row - i;
@@ -67,20 +67,23 @@ SSIM_INLINE void filter(const Vec<A>* rows, int64_t stride, const A* window, int
   } else {
     for (int64_t k = 0; k < run_time_taps; ++k) {
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) out[i] += window[k] * rows[(i + k) * stride];
+      for (int i = 0; i < width; ++i) out[i] += window[k] * rows[i + k];
     }
   }
 }
 
 // ---- pixels in and out ----
 
-// the first `count` lanes from p with the given stride between lanes, the rest zero
+// lanes [first, last) from p with the given stride between lanes, the rest zero
 template <typename T, typename A>
-SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t count) {
+SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t first, int64_t last) {
   constexpr int width = Simd<A>::width;
-  if (stride == 1 && count == width) return load(p);
+  if (stride == 1) {
+    if (last - first == width) return load(p);
+    if constexpr (kHasMaskedLoad<T>) return load_masked(p, first, last);
+  }
   A lanes[width] = {};
-  for (int64_t i = 0; i < smaller(count, width); ++i) lanes[i] = to_arithmetic(p[i * stride]);
+  for (int64_t i = first; i < last; ++i) lanes[i] = to_arithmetic(p[i * stride]);
   return load(lanes);
 }
 
@@ -111,32 +114,55 @@ enum Map { kMeanU, kMeanV, kSquareU, kSquareV, kMaps };
 template <typename A>
 struct Layout {
   static constexpr int width = Simd<A>::width;
-  int64_t halo;          // taps - 1
-  int64_t strip_rows;    // rows of pixels behind one block of moments
-  int64_t columns;       // columns of moments behind one row of blocks
-  int64_t grad_columns;  // columns of derivatives, zeros in front and behind included
-  int64_t grad_rows;     // rows of derivatives kept for the gradient
-  int64_t grad_blocks;   // blocks across the gradient
+  int64_t halo;         // taps - 1
+  int64_t strip_rows;   // rows of pixels behind one block of moments
+  int64_t columns;      // columns of moments, or of derivatives, that are kept
+  int64_t grad_rows;    // rows of derivatives kept for the gradient
+  int64_t grad_blocks;  // blocks across the gradient
 
   explicit Layout(const Problem& p) {
     halo = p.taps - 1;
     strip_rows = width + halo;
-    const int64_t across = p.tile_w + (p.wants_grad() ? halo : 0);
-    columns = round_up(round_up(across, width) + halo, width);
-    grad_blocks = round_up(p.tile_w, width) / width;
-    grad_columns = round_up(across, width) + width + halo;
+    columns = round_up(halo, width) + 4 * width;
+    grad_blocks = p.wants_grad() ? round_up(p.tile_w, width) / width : 0;
     grad_rows = 2 * width + halo;
   }
   int64_t strip() const { return kMaps * strip_rows; }
-  int64_t moments() const { return kMaps * columns; }
-  int64_t derivative_columns() const { return kMaps * grad_columns; }
+  int64_t window_of_columns() const { return kMaps * columns; }
   int64_t derivative_rows() const { return kMaps * grad_blocks * grad_rows; }
-  int64_t vectors() const { return strip() + moments() + derivative_columns() + derivative_rows(); }
+  int64_t vectors() const { return strip() + 2 * window_of_columns() + derivative_rows(); }
+};
+
+// The last columns of each map, few enough to stay in the L1 cache. Columns count from 0; those in
+// front of what is still needed make room for new ones.
+template <typename A>
+class Columns {
+  using V = Vec<A>;
+  V* data_;
+  int64_t capacity_, first_;
+
+ public:
+  Columns(V* data, int64_t capacity) : data_(data), capacity_(capacity), first_(0) {}
+
+  void clear() { first_ = 0; }
+  SSIM_INLINE V* at(int map, int64_t column) { return data_ + map * capacity_ + column - first_; }
+
+  // room for columns up to `end`, where those from `needed` on are kept
+  SSIM_INLINE void make_room(int64_t needed, int64_t end) {
+    if (end - first_ <= capacity_) return;
+    const int64_t moved = needed - first_, count = capacity_ - moved;
+    for (int map = 0; map < kMaps; ++map) {
+      V* columns = data_ + map * capacity_;
+      for (int64_t i = 0; i < count; ++i) columns[i] = columns[i + moved];
+    }
+    first_ = needed;
+  }
 };
 
 // ---- one item ----
 
-template <typename T, int taps>
+// kGrads: how many images a gradient is made for, 0, 1 (the one that is asked for) or 2
+template <typename T, int taps, int kGrads>
 class Item {
   using A = typename Accumulate<T>::type;
   using V = Vec<A>;
@@ -148,8 +174,8 @@ class Item {
   const A* window_;          // [taps]
   const A* adjoint_window_;  // [taps], mirrored
   V* strip_;                 // [kMaps, strip_rows]                    lanes are columns
-  V* moments_;               // [kMaps, columns]                       lanes are rows
-  V* columns_;               // [kMaps, grad_columns]                  lanes are rows
+  Columns<A> moments_;       // lanes are rows
+  Columns<A> derivatives_;   // lanes are rows
   V* rows_;                  // [kMaps, grad_blocks, grad_rows]        lanes are columns
 
   const T* input_;                          // [H, W] of this plane
@@ -161,25 +187,26 @@ class Item {
 
  public:
   Item(const Problem& p, const A* window, void* scratch)
-      : p_(p), layout_(p), window_(window), adjoint_window_(window + p.taps) {
-    strip_ = static_cast<V*>(scratch);
-    moments_ = strip_ + layout_.strip();
-    columns_ = moments_ + layout_.moments();
-    rows_ = columns_ + layout_.derivative_columns();
-  }
+      : p_(p),
+        layout_(p),
+        window_(window),
+        adjoint_window_(window + p.taps),
+        strip_(static_cast<V*>(scratch)),
+        moments_(strip_ + layout_.strip(), layout_.columns),
+        derivatives_(strip_ + layout_.strip() + layout_.window_of_columns(), layout_.columns),
+        rows_(strip_ + layout_.strip() + 2 * layout_.window_of_columns()) {}
 
   void run(int64_t item) {
     locate(item);
-    const bool grad = p_.wants_grad();
     // map rows and columns that this item needs: its own, and those that reach its gradient
-    const int64_t first_y = grad ? larger(0, y0_ + p_.pad - layout_.halo) : y0_;
-    const int64_t last_y = smaller(p_.out_h, grad ? y1_ + p_.pad : y1_);
-    if (grad) start_gradient(first_y);
+    const int64_t first_y = kGrads ? larger(0, y0_ + p_.pad - layout_.halo) : y0_;
+    const int64_t last_y = smaller(p_.out_h, kGrads ? y1_ + p_.pad : y1_);
+    if constexpr (kGrads > 0) start_gradient(first_y);
     for (int64_t y = first_y; y < last_y; y += width) {
       block_row(y, last_y);
-      if (grad) advance_gradient();
+      if constexpr (kGrads > 0) advance_gradient();
     }
-    if (grad) finish_gradient();
+    if constexpr (kGrads > 0) finish_gradient();
     if (p_.sums != nullptr) {
       double total = 0;
       for (int i = 0; i < width; ++i) total += sum_[i];
@@ -221,25 +248,10 @@ class Item {
   // u and v, pivots taken away, of `width` pixels from (y, x); outside the image lies zero
   SSIM_INLINE void pixels(int64_t y, int64_t x, V& u, V& v) const {
     V a{}, b{};
-    if (y >= 0 && y < p_.h && x > -width && x < p_.w) {
-      const int64_t skip = larger(0, -x);  // lanes left of the image
-      if (skip == 0) {
-        const int64_t count = smaller(width, p_.w - x);
-        a = load_lanes<T, A>(input_ + y * p_.input.stride_h + x * p_.input.stride_w,
-                             p_.input.stride_w, count);
-        b = load_lanes<T, A>(target_ + y * p_.target.stride_h + x * p_.target.stride_w,
-                             p_.target.stride_w, count);
-      } else {
-        const T* in = input_ + y * p_.input.stride_h;
-        const T* ta = target_ + y * p_.target.stride_h;
-        A in_lanes[width] = {}, ta_lanes[width] = {};
-        for (int64_t i = skip; i < smaller(width, p_.w - x); ++i) {
-          in_lanes[i] = to_arithmetic(in[(x + i) * p_.input.stride_w]);
-          ta_lanes[i] = to_arithmetic(ta[(x + i) * p_.target.stride_w]);
-        }
-        a = load(in_lanes);
-        b = load(ta_lanes);
-      }
+    const int64_t first = larger(0, -x), last = smaller(width, p_.w - x);  // lanes in the image
+    if (y >= 0 && y < p_.h && first < last) {
+      a = row_of(input_ + y * p_.input.stride_h, p_.input.stride_w, x, first, last);
+      b = row_of(target_ + y * p_.target.stride_h, p_.target.stride_w, x, first, last);
     }
     // x + y would round away the last digits of large pixels, so the pivots come first there;
     // x - y is exact for images that are near each other, so it comes first here
@@ -248,21 +260,42 @@ class Item {
     v = ((a - b) - pivot_v_) * scale;
   }
 
-  // moments of map rows [y, y + width) over all of the item's columns, then what follows from them
-  void block_row(int64_t y, int64_t last_y) {
-    const bool grad = p_.wants_grad();
-    const int64_t first_x = grad ? larger(0, x0_ + p_.pad - layout_.halo) : x0_;
-    const int64_t last_x = smaller(p_.out_w, grad ? x1_ + p_.pad : x1_);
-    const int64_t lead = first_x - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
-    const int64_t moment_columns = last_x - first_x + layout_.halo;
-    int64_t ready = 0;
-    for (int64_t x = first_x; x < last_x; x += width) {
-      const int64_t needed =
-          smaller(x - first_x + width + layout_.halo, round_up(moment_columns, width));
-      for (; ready < needed; ready += width)
-        filter_down(y - p_.pad, first_x - p_.pad + ready, ready);
-      filter_across(y, last_y, x, last_x, x - first_x, lead);
+  SSIM_INLINE static V row_of(const T* row, int64_t stride, int64_t x, int64_t first,
+                              int64_t last) {
+    if (stride == 1) {
+      // blocks go down the image, which no processor foresees: ask for the next one's pixels
+      __builtin_prefetch(row + x + 2 * width);
+      if (last - first == width) return load(row + x);
     }
+    return load_lanes<T, A>(row + x * stride, stride, first, last);
+  }
+
+  // map rows [y, y + width) over all of the item's columns: moments, what follows from them, and
+  // the derivatives filtered across
+  void block_row(int64_t y, int64_t last_y) {
+    const int64_t first_x = kGrads ? larger(0, x0_ + p_.pad - layout_.halo) : x0_;
+    const int64_t last_x = smaller(p_.out_w, kGrads ? x1_ + p_.pad : x1_);
+    const int64_t lead = first_x - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
+    moments_.clear();
+    if constexpr (kGrads > 0) start_derivatives(lead);
+    int64_t ready = 0, next_block = 0;  // columns of moments, blocks of derivatives filtered across
+    for (int64_t x = first_x; x < last_x; x += width) {
+      const int64_t column = x - first_x;
+      for (; ready < column + width + layout_.halo; ready += width) {
+        if (first_x + ready >= last_x + layout_.halo) break;
+        moments_.make_room(column, ready + width);
+        filter_down(y - p_.pad, first_x - p_.pad + ready, ready);
+      }
+      if constexpr (kGrads > 0) derivatives_.make_room(next_block * width, lead + column + width);
+      windows(y, last_y, x, last_x, column, lead);
+      if constexpr (kGrads > 0) {
+        const int64_t made = lead + column + width;
+        for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
+          filter_derivatives_across(next_block);
+        }
+      }
+    }
+    if constexpr (kGrads > 0) finish_across(next_block, lead + round_up(last_x - first_x, width));
   }
 
   SSIM_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
@@ -277,9 +310,9 @@ class Item {
     }
     for (int map = 0; map < kMaps; ++map) {
       V out[width];
-      filter<A, taps>(strip_ + map * rows, 1, window_, p_.taps, out);
+      filter<A, taps>(strip_ + map * rows, window_, p_.taps, out);
       transpose<A>(out);
-      V* to = moments_ + map * layout_.columns + column;
+      V* to = moments_.at(map, column);
 #pragma GCC unroll 16
       for (int i = 0; i < width; ++i) to[i] = out[i];
     }
@@ -292,18 +325,18 @@ class Item {
     return mask;
   }
 
-  SSIM_INLINE void filter_across(int64_t y, int64_t last_y, int64_t x, int64_t last_x,
-                                 int64_t column, int64_t lead) {
+  // the windows of one block: moments filtered across, then the formula
+  SSIM_INLINE void windows(int64_t y, int64_t last_y, int64_t x, int64_t last_x, int64_t column,
+                           int64_t lead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
       V out[width];
-      filter<A, taps>(moments_ + map * layout_.columns + column, 1, window_, p_.taps, out);
+      filter<A, taps>(moments_.at(map, column), window_, p_.taps, out);
 #pragma GCC unroll 16
       for (int i = 0; i < width; ++i) filtered[map][i] = out[i];
     }
 
-    const bool grad = p_.wants_grad();
-    const V one = splat<A>(1), half = splat<A>(A(0.5)), zero{};
+    const V half = splat<A>(A(0.5)), zero{};
     const V c1 = splat<A>(static_cast<A>(p_.c1)), c2 = splat<A>(static_cast<A>(p_.c2));
     const A scale = static_cast<A>(p_.inverse_range);
     const V pivot_u = splat<A>((pivot_input_ + pivot_target_) * scale);
@@ -316,13 +349,11 @@ class Item {
     for (int i = 0; i < width; ++i) {
       const Moments<V> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                          filtered[kSquareV][i]};
-      const Terms<V> t = terms<V>(m, pivot_u, pivot_v, c1, c2, one, half);
+      const Terms<V> t = terms<V>(m, pivot_u, pivot_v, c1, c2, half);
       values[i] = delta<V>(t);
       if (x + i >= x0_ && x + i < smaller(x1_, last_x)) sum += own ? values[i] : zero;
-      if (grad) {
+      if constexpr (kGrads > 0) {
         Derivatives<V> d = derivatives<V>(t, m, half);
-        V* to = columns_ + lead + column + i;
-        const int64_t stride = layout_.grad_columns;
         if (x + i >= last_x) d = Derivatives<V>{zero, zero, zero, zero};
         if (weight_ != nullptr) {
           d.mean_u *= weights[i];
@@ -330,11 +361,12 @@ class Item {
           d.square_u *= weights[i];
           d.square_v *= weights[i];
         }
-        if (p_.grad_target.data == nullptr) d.mean_u += d.mean_v;  // one gradient needs their sum
-        to[kMeanU * stride] = inside ? d.mean_u : zero;
-        to[kMeanV * stride] = inside ? d.mean_v : zero;
-        to[kSquareU * stride] = inside ? d.square_u : zero;
-        to[kSquareV * stride] = inside ? d.square_v : zero;
+        const int64_t to = lead + column + i;
+        const V mean = kGrads == 2 ? d.mean_u : d.mean_u + d.mean_v;  // one needs their sum
+        *derivatives_.at(kMeanU, to) = inside ? mean : zero;
+        if constexpr (kGrads == 2) *derivatives_.at(kMeanV, to) = inside ? d.mean_v : zero;
+        *derivatives_.at(kSquareU, to) = inside ? d.square_u : zero;
+        *derivatives_.at(kSquareV, to) = inside ? d.square_v : zero;
       }
     }
     if (p_.sums != nullptr) {
@@ -351,7 +383,7 @@ class Item {
       if (y + i < last_y) {
         weights[i] =
             load_lanes<A, A>(weight_ + (y + i) * p_.weight.stride_h + x * p_.weight.stride_w,
-                             p_.weight.stride_w, smaller(width, last_x - x));
+                             p_.weight.stride_w, 0, smaller(width, last_x - x));
       }
     }
     transpose<A>(weights);
@@ -374,30 +406,52 @@ class Item {
   void start_gradient(int64_t first_y) {
     row_count_ = first_y - (y0_ + p_.pad - layout_.halo);
     next_y_ = y0_;
-    // rows above the map and columns beside it contribute nothing
-    for (int64_t i = 0; i < layout_.derivative_columns(); ++i) columns_[i] = V{};
-    for (int64_t i = 0; i < layout_.derivative_rows(); ++i) rows_[i] = V{};
+    for (int64_t i = 0; i < kMaps * layout_.grad_blocks; ++i) {  // zero above the map
+      for (int64_t row = 0; row < row_count_; ++row) rows_[i * layout_.grad_rows + row] = V{};
+    }
   }
 
-  // how many derivative maps the gradients are made of, and which: see combine()
-  SSIM_INLINE bool is_used(int map) const {
-    return map != kMeanV || p_.grad_target.data != nullptr;
+  // maps of derivatives that the gradients are made of: see combine()
+  SSIM_INLINE static constexpr bool is_used(int map) { return map != kMeanV || kGrads == 2; }
+
+  // the columns left of the map contribute nothing
+  SSIM_INLINE void start_derivatives(int64_t lead) {
+    derivatives_.clear();
+    zero_derivatives(0, lead);
   }
 
-  // filter the block row's derivatives across, and write the gradient rows that are complete
-  void advance_gradient() {
+  SSIM_INLINE void zero_derivatives(int64_t from, int64_t to) {
+    for (int map = 0; map < kMaps; ++map) {
+      for (int64_t i = from; i < to; ++i) *derivatives_.at(map, i) = V{};
+    }
+  }
+
+  SSIM_INLINE void filter_derivatives_across(int64_t block) {
+#pragma GCC unroll 4
     for (int map = 0; map < kMaps; ++map) {
       if (!is_used(map)) continue;
-      for (int64_t block = 0; x0_ + block * width < x1_; ++block) {
-        V out[width];
-        filter<A, taps>(columns_ + map * layout_.grad_columns + block * width, 1, adjoint_window_,
-                        p_.taps, out);
-        transpose<A>(out);
-        V* to = rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows + row_count_;
+      V out[width];
+      filter<A, taps>(derivatives_.at(map, block * width), adjoint_window_, p_.taps, out);
+      transpose<A>(out);
+      V* to = rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows + row_count_;
 #pragma GCC unroll 16
-        for (int i = 0; i < width; ++i) to[i] = out[i];
-      }
+      for (int i = 0; i < width; ++i) to[i] = out[i];
     }
+  }
+
+  // the blocks whose windows reach beyond the last column of the map, where derivatives are zero
+  void finish_across(int64_t next_block, int64_t made) {
+    for (; x0_ + next_block * width < x1_; ++next_block) {
+      const int64_t needed = (next_block + 1) * width + layout_.halo;
+      derivatives_.make_room(next_block * width, needed);
+      zero_derivatives(made, needed);
+      made = larger(made, needed);
+      filter_derivatives_across(next_block);
+    }
+  }
+
+  // the block row is filtered across; write the gradient rows that are complete
+  void advance_gradient() {
     row_count_ += width;
     if (row_count_ >= width + layout_.halo && next_y_ < y1_) combine();
   }
@@ -420,14 +474,13 @@ class Item {
   void combine() {
     const A scale = static_cast<A>(p_.grad_scale * p_.inverse_range);
     const int64_t rows = smaller(width, y1_ - next_y_);
-    const bool both = p_.grad_target.data != nullptr;
     for (int64_t block = 0; x0_ + block * width < x1_; ++block) {
       const int64_t x = x0_ + block * width;
       V filtered[kMaps][width];
       for (int map = 0; map < kMaps; ++map) {
         if (!is_used(map)) continue;
         V out[width];
-        filter<A, taps>(rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows, 1,
+        filter<A, taps>(rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows,
                         adjoint_window_, p_.taps, out);
 #pragma GCC unroll 16
         for (int i = 0; i < width; ++i) filtered[map][i] = out[i];
@@ -436,7 +489,7 @@ class Item {
         V u, v;
         pixels(next_y_ + i, x, u, v);
         const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
-        const V from_v = v * filtered[kSquareV][i] + (both ? filtered[kMeanV][i] : V{});
+        const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
         if (p_.grad_input.data)
           store_gradient(p_.grad_input, next_y_ + i, x, (from_u + from_v) * scale);
         if (p_.grad_target.data)
@@ -473,7 +526,7 @@ int64_t window_bytes(const Problem& p) {
   return round_up(2 * p.taps * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
-template <typename T, int taps>
+template <typename T, int taps, int kGrads>
 void run_items(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using A = typename Accumulate<T>::type;
   A* window = static_cast<A*>(scratch);
@@ -481,14 +534,21 @@ void run_items(const Problem& p, int64_t begin, int64_t end, void* scratch) {
     window[k] = static_cast<A>(p.window[k]);
     window[2 * p.taps - 1 - k] = window[k];
   }
-  Item<T, taps> item(p, window, static_cast<char*>(scratch) + window_bytes<T>(p));
+  Item<T, taps, kGrads> item(p, window, static_cast<char*>(scratch) + window_bytes<T>(p));
   for (int64_t i = begin; i < end; ++i) item.run(i);
+}
+
+template <typename T, int taps>
+void run_taps(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+  if (!p.wants_grad()) return run_items<T, taps, 0>(p, begin, end, scratch);
+  if (p.grad_target.data == nullptr) return run_items<T, taps, 1>(p, begin, end, scratch);
+  run_items<T, taps, 2>(p, begin, end, scratch);
 }
 
 template <typename T>
 void run_typed(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  if (p.taps == 11) return run_items<T, 11>(p, begin, end, scratch);
-  run_items<T, 0>(p, begin, end, scratch);
+  if (p.taps == 11) return run_taps<T, 11>(p, begin, end, scratch);
+  run_taps<T, 0>(p, begin, end, scratch);
 }
 
 void run(const Problem& p, int64_t begin, int64_t end, void* scratch) {

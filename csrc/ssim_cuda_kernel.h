@@ -446,7 +446,7 @@ class Block {
       if (inside) {
         const Moments<A> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                            filtered[kSquareV][i]};
-        const Terms<A> t = terms<A>(m, pivot_u, pivot_v, p_.c1, p_.c2, A(1), A(0.5));
+        const Terms<A> t = terms<A>(m, pivot_u, pivot_v, p_.c1, p_.c2, A(0.5));
         const A loss = delta<A>(t);
         if (own_row && x + i >= x0_ && x + i < x1_) sum += loss;
         if constexpr (kTask == Task::map) {

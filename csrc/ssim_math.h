@@ -68,21 +68,19 @@ SSIM_HOST_DEVICE T square(T x) {
 }
 #endif
 
-// 1 / x of a positive x; on a GPU without the slow path for subnormal numbers, to 1 ulp
-template <typename T>
-SSIM_HOST_DEVICE T reciprocal(T x, T one) {
-  return one / x;
-}
+// 1 / x of a positive x. A backend may have a faster one: a GPU's without the slow path for
+// subnormal numbers; a CPU's vectors by way of an overload of reciprocal_of that is visible where
+// it is used.
 #if defined(__CUDA_ARCH__)
-template <>
-SSIM_HOST_DEVICE float reciprocal(float x, float one) {
-  return __fdividef(one, x);
-}
+SSIM_HOST_DEVICE float reciprocal_of(float x) { return __fdividef(1.0f, x); }
+SSIM_HOST_DEVICE double reciprocal_of(double x) { return 1 / x; }
+#elif defined(SSIM_CUDA_EMULATOR) || defined(__CUDACC__)
+SSIM_HOST_DEVICE float reciprocal_of(float x) { return 1 / x; }
+SSIM_HOST_DEVICE double reciprocal_of(double x) { return 1 / x; }
 #endif
 
 template <typename T>
-SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T one,
-                                T half) {
+SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1, T c2, T half) {
   Terms<T> t;
   t.m_u = m.mean_u + pivot_u;
   t.m_v = m.mean_v + pivot_v;
@@ -92,7 +90,7 @@ SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1,
   t.b = half * nonnegative<T>(m.square_u - square(m.mean_u)) + c2;
   t.A = t.a + half * t.p;
   t.B = t.b + half * t.q;
-  t.r = reciprocal<T>(t.A * t.B, one);
+  t.r = reciprocal_of(t.A * t.B);
   return t;
 }
 

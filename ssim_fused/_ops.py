@@ -86,6 +86,13 @@ def _wants_higher_order() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def _is_one(grad_value: Tensor) -> bool:
+    """Whether multiplying would change nothing, told without waiting for a device."""
+    if torch.compiler.is_compiling() or grad_value.device.type != "cpu":
+        return False
+    return type(grad_value) is Tensor and grad_value.item() == 1.0
+
+
 def _reference_gradients(
     ctx: Any, grad_value: Tensor, input: Tensor, target: Tensor, settings: Settings
 ) -> tuple:
@@ -145,10 +152,12 @@ class _ScalarLoss(torch.autograd.Function):
             # half-precision gradients are stored for the sum, see csrc/ssim_cpu.cpp
             h, w = _windows(input, settings)
             grad_value = grad_value / (input.shape[0] * input.shape[1] * h * w)
+        if not _is_one(grad_value):  # where it is, nothing is copied
+            grad_input, grad_target = grad_input * grad_value, grad_target * grad_value
         need_input, need_target = ctx.needed
         return (
-            grad_input * grad_value if need_input else None,
-            grad_target * grad_value if need_target else None,
+            grad_input if need_input else None,
+            grad_target if need_target else None,
             None,
             None,
             None,

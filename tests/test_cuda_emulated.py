@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import cuda_emulator
 import pytest
@@ -13,6 +15,7 @@ from cuda_emulator.mutations import MUTATIONS, planted
 from tables import SHAPES, pictures
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+TESTS = Path(__file__).resolve().parent
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -146,5 +149,14 @@ def test_a_planted_fault_is_seen(name, tmp_path):
         words = {"address": "AddressSanitizer", "thread": "data race"}[seen_by]
         assert words in done.stderr, "the sanitizer saw nothing"
         return
-    with pytest.raises((AssertionError, RuntimeError)):
-        cuda_emulator.quick_checks(cuda_emulator.load(csrc, ("-DSSIM_EMULATOR_FLOAT_ONLY",)))
+    # a process of its own: Python would find the kernel without the fault already loaded
+    command = [sys.executable, "-m", "cuda_emulator", str(csrc)]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert done.returncode != 0, "nothing was seen"
+    assert "AssertionError: " in done.stderr or "threads have left" in done.stderr, done.stderr
+
+
+def test_without_a_fault_the_same_check_passes():
+    command = [sys.executable, "-m", "cuda_emulator", str(cuda_emulator.ROOT / "csrc")]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -153,7 +152,8 @@ def test_ctrl_c_ends_cleanly(tmp_path, faces):
         command(tmp_path, "--data", faces, "--epochs", "500", "--batch-size", "4"),
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # a job in the background of a shell ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     file = tmp_path / "test" / "metrics.csv"
     end = time.monotonic() + 60

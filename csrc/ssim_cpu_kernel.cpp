@@ -245,8 +245,16 @@ class Item {
     pivot_v_ = finite_or_zero(x - y);
   }
 
+  struct Pivots {
+    V input, target, v, scale;
+  };
+  SSIM_INLINE Pivots pivots() const {
+    return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_),
+            splat<A>(static_cast<A>(p_.inverse_range))};
+  }
+
   // u and v, pivots taken away, of `width` pixels from (y, x); outside the image lies zero
-  SSIM_INLINE void pixels(int64_t y, int64_t x, V& u, V& v) const {
+  SSIM_INLINE void pixels(int64_t y, int64_t x, const Pivots& pivots, V& u, V& v) const {
     V a{}, b{};
     const int64_t first = larger(0, -x), last = smaller(width, p_.w - x);  // lanes in the image
     if (y >= 0 && y < p_.h && first < last) {
@@ -255,9 +263,8 @@ class Item {
     }
     // x + y would round away the last digits of large pixels, so the pivots come first there;
     // x - y is exact for images that are near each other, so it comes first here
-    const A scale = static_cast<A>(p_.inverse_range);
-    u = ((a - pivot_input_) + (b - pivot_target_)) * scale;
-    v = ((a - b) - pivot_v_) * scale;
+    u = ((a - pivots.input) + (b - pivots.target)) * pivots.scale;
+    v = ((a - b) - pivots.v) * pivots.scale;
   }
 
   SSIM_INLINE static V row_of(const T* row, int64_t stride, int64_t x, int64_t first,
@@ -300,9 +307,10 @@ class Item {
 
   SSIM_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
     const int64_t rows = layout_.strip_rows;
+    const Pivots taken = pivots();
     for (int64_t i = 0; i < rows; ++i) {
       V u, v;
-      pixels(y + i, x, u, v);
+      pixels(y + i, x, taken, u, v);
       strip_[kMeanU * rows + i] = u;
       strip_[kMeanV * rows + i] = v;
       strip_[kSquareU * rows + i] = u * u;
@@ -330,10 +338,7 @@ class Item {
                            int64_t lead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
-      V out[width];
-      filter<A, taps>(moments_.at(map, column), window_, p_.taps, out);
-#pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) filtered[map][i] = out[i];
+      filter<A, taps>(moments_.at(map, column), window_, p_.taps, filtered[map]);
     }
 
     const V half = splat<A>(A(0.5)), zero{};
@@ -472,22 +477,20 @@ class Item {
   //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
   //     d/dx = from_u + from_v                     d/dy = from_u - from_v
   void combine() {
-    const A scale = static_cast<A>(p_.grad_scale * p_.inverse_range);
+    const V scale = splat<A>(static_cast<A>(p_.grad_scale * p_.inverse_range));
+    const Pivots taken = pivots();
     const int64_t rows = smaller(width, y1_ - next_y_);
     for (int64_t block = 0; x0_ + block * width < x1_; ++block) {
       const int64_t x = x0_ + block * width;
       V filtered[kMaps][width];
       for (int map = 0; map < kMaps; ++map) {
         if (!is_used(map)) continue;
-        V out[width];
         filter<A, taps>(rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows,
-                        adjoint_window_, p_.taps, out);
-#pragma GCC unroll 16
-        for (int i = 0; i < width; ++i) filtered[map][i] = out[i];
+                        adjoint_window_, p_.taps, filtered[map]);
       }
       for (int64_t i = 0; i < rows; ++i) {
         V u, v;
-        pixels(next_y_ + i, x, u, v);
+        pixels(next_y_ + i, x, taken, u, v);
         const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
         const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
         if (p_.grad_input.data)

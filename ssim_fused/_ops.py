@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def _reference_gradients(
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:2])
 
 
+def _with_signature(forward: Any) -> Any:
+    """Give a function its signature: Function.apply asks for it at each call, and Python, where it is
+    not given, takes longer to find it than a small picture's loss takes."""
+    forward.__signature__ = inspect.signature(forward)
+    return forward
+
+
 # ---- mean and sum: the gradient is made with the value, backward scales it ----
 
 
@@ -123,6 +131,7 @@ def _scalar_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
 
 class _ScalarLoss(torch.autograd.Function):
     @staticmethod
+    @_with_signature
     def forward(input, target, settings, need_input, need_target):
         return torch.ops.ssim_fused.loss(
             input, target, *_arguments(settings), settings.reduction, need_input, need_target
@@ -169,6 +178,7 @@ class _ScalarLoss(torch.autograd.Function):
 
 class _MapLoss(torch.autograd.Function):
     @staticmethod
+    @_with_signature
     def forward(input, target, settings):
         arguments = _arguments(settings)
         if settings.reduction == "none":

@@ -110,8 +110,10 @@ def _reference_gradients(
 
 
 def _with_signature(forward: Any) -> Any:
-    """Give a function its signature: Function.apply asks for it at each call, and Python, where it is
-    not given, takes longer to find it than a small picture's loss takes."""
+    """Give a function its signature, for which Function.apply asks at each call.
+
+    Where it is not given, Python takes longer to find it than a small picture's loss takes.
+    """
     forward.__signature__ = inspect.signature(forward)
     return forward
 

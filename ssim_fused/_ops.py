@@ -94,6 +94,12 @@ def _is_one(grad_value: Tensor) -> bool:
     return type(grad_value) is Tensor and grad_value.item() == 1.0
 
 
+def _is_last_backward() -> bool:
+    """Whether what was saved is freed after this backward (no retain_graph)."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return kept is not None and not torch.compiler.is_compiling() and not kept()
+
+
 def _reference_gradients(
     ctx: Any, grad_value: Tensor, input: Tensor, target: Tensor, settings: Settings
 ) -> tuple:
@@ -163,8 +169,11 @@ class _ScalarLoss(torch.autograd.Function):
             # half-precision gradients are stored for the sum, see csrc/ssim_cpu.cpp
             h, w = _windows(input, settings)
             grad_value = grad_value / (input.shape[0] * input.shape[1] * h * w)
-        if not _is_one(grad_value):  # where it is, nothing is copied
-            grad_input, grad_target = grad_input * grad_value, grad_target * grad_value
+        # what was saved is handed out, scaled in its place, only where nobody asks for it again
+        last = _is_last_backward()
+        if not (last and _is_one(grad_value)):
+            scale = torch.Tensor.mul_ if last else torch.mul
+            grad_input, grad_target = scale(grad_input, grad_value), scale(grad_target, grad_value)
         need_input, need_target = ctx.needed
         return (
             grad_input if need_input else None,

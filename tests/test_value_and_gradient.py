@@ -162,8 +162,26 @@ def test_backward_twice_and_scaled():
     x.requires_grad_()
     loss = ssim_fused.ssim_loss(x, y)
     (first,) = torch.autograd.grad(loss, x, retain_graph=True)
-    (second,) = torch.autograd.grad(loss * 4, x)
+    (second,) = torch.autograd.grad(loss * 4, x, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (fourth,) = torch.autograd.grad(loss * 4, x)
     torch.testing.assert_close(second, 4 * first, rtol=1e-6, atol=0)
+    assert torch.equal(third, first)
+    assert torch.equal(fourth, second)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_gradients_accumulate(weight):
+    x, y = pictures((1, 1, 30, 40))
+    x.requires_grad_()
+    (weight * ssim_fused.ssim_loss(x, y)).backward()
+    once = x.grad.clone()
+    (weight * ssim_fused.ssim_loss(x, y)).backward()
+    torch.testing.assert_close(x.grad, 2 * once, rtol=1e-6, atol=0)
+    # the same picture in two losses of one graph
+    x.grad = None
+    (weight * (ssim_fused.ssim_loss(x, y) + ssim_fused.ssim_loss(y, x))).backward()
+    torch.testing.assert_close(x.grad, 2 * once, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("data_range", [1e-6, 1.0, 2.0, 255.0, 65535.0])

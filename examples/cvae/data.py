@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,12 @@ class Pictures:
     held_out_labels: Tensor
     classes: tuple[str, ...]
 
+    def fingerprint(self) -> str:
+        """Tells other pictures from these, wherever they lie."""
+        crc = zlib.crc32(self.train_labels.numpy())
+        crc = zlib.crc32((self.train * 255).round().byte().numpy(), crc)
+        return f"{len(self.train)} pictures in {len(self.classes)} classes ({crc:08x})"
+
 
 class DataError(Exception):
     """What is wrong with the data that the user named."""
@@ -39,8 +46,8 @@ def split(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Pictures:
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(len(classes)):
         held_out[torch.nonzero(labels == label).flatten()[4::5]] = True
-    if held_out.all() or not held_out.any():
-        raise DataError(f"{len(labels)} pictures are too few: a class needs at least five")
+    if not held_out.any():
+        raise DataError("too few pictures: one class at least needs five, to hold one out")
     rest = ~held_out
     return Pictures(images[rest], labels[rest], images[held_out], labels[held_out], classes)
 
@@ -55,39 +62,50 @@ def digits(size: int) -> Pictures:
     return split(resize(images, size), torch.from_numpy(found.target).long(), tuple("0123456789"))
 
 
-def folder(path: Path, size: int) -> Pictures:
-    """One folder of pictures for each class, read as grey."""
+def read_grey(path: Path, size: int) -> np.ndarray:
+    """(size, size), float32 in [0, 1]."""
     from PIL import Image
 
+    try:
+        with Image.open(path) as picture:
+            grey = picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+    # Pillow has no exception of its own for a broken file: it raises these
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from None
+    return np.asarray(grey, dtype=np.float32) / 255
+
+
+def folder(path: Path, size: int) -> Pictures:
+    """One folder of pictures for each class, read as grey."""
     if not path.is_dir():
         raise DataError(f"{path} is not a folder")
-    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    classes = sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not classes:
+        raise DataError(f"{path} holds no folders; one for each class is needed")
     images, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(f for f in (path / name).iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
         if not files:
             raise DataError(f"{path / name} holds no pictures")
-        for file in files:
-            try:
-                picture = (
-                    Image.open(file).convert("L").resize((size, size), Image.Resampling.LANCZOS)
-                )
-            except OSError as error:
-                raise DataError(f"{file} cannot be read as a picture: {error}") from None
-            images.append(np.asarray(picture, dtype=np.float32) / 255)
-            labels.append(label)
-    if not classes:
-        raise DataError(f"{path} holds no folders; one for each class is needed")
-    stacked = torch.from_numpy(np.stack(images))[:, None]
-    return split(stacked, torch.tensor(labels), tuple(classes))
+        images += [read_grey(file, size) for file in files]
+        labels += [label] * len(files)
+    return split(torch.from_numpy(np.stack(images))[:, None], torch.tensor(labels), tuple(classes))
+
+
+def _torchvision_datasets(name: str):
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError:
+        raise DataError(f"--dataset {name} needs torchvision: pip install torchvision") from None
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--dataset {name} needs torchvision, which is broken: {reason}") from None
+    return datasets
 
 
 def from_torchvision(name: str, root: Path, size: int) -> Pictures:
     """MNIST or Fashion-MNIST by torchvision's loaders, which download it where it is not there."""
-    try:
-        from torchvision import datasets
-    except ImportError:
-        raise DataError(f"--dataset {name} needs torchvision: pip install torchvision") from None
+    datasets = _torchvision_datasets(name)
     kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}[name]
     parts = []
     for train in (True, False):
@@ -96,8 +114,7 @@ def from_torchvision(name: str, root: Path, size: int) -> Pictures:
         except (OSError, RuntimeError) as error:
             raise DataError(f"{name} is not in {root} and cannot be downloaded: {error}") from None
         images = found.data.float()[:, None] / 255
-        if size > images.shape[-1]:  # a margin, as is usual for 28 -> 32
-            margin = size - images.shape[-1]
-            images = F.pad(images, (margin // 2, margin - margin // 2) * 2)
+        margin = max(0, size - images.shape[-1])  # black around, as is usual for 28 -> 32
+        images = F.pad(images, (margin // 2, margin - margin // 2) * 2)
         parts += [resize(images, size), found.targets.long()]
     return Pictures(*parts, classes=tuple(found.classes))

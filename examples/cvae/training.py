@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ssim_fused import ssim
+from ssim_fused import CVAELoss, ssim
 
 from .data import Pictures
 from .model import CVAE
 
-COLUMNS = ["epoch", "loss", "mse", "ssim", "kl", "held_out_ssim", "held_out_mse"]
+TERMS = ("loss", "mse", "ssim_loss", "kl")
+HELD_OUT = (*(f"held_out_{term}" for term in TERMS), "held_out_ssim")
+COLUMNS = ("epoch", *TERMS, *HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,16 @@ class Result:
     """A trained model, its metrics by epoch, and the time that it took."""
 
     model: CVAE
-    rows: list[dict]
+    rows: list[dict] = field(default_factory=list)
     loss_ms: list[float] = field(default_factory=list)  # of each step: loss, and its gradient
     step_ms: list[float] = field(default_factory=list)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """The file is either the old one or the new one, whenever the program is killed."""
-    scratch = path.with_suffix(".tmp")
+    scratch = path.with_name(path.name + ".tmp")
     write(scratch)
-    with scratch.open("rb") as file:
+    with scratch.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(scratch, path)
 
@@ -72,22 +75,37 @@ def save_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, write)
 
 
+def save_json(path: Path, content: dict) -> None:
+    write_atomically(path, lambda scratch: scratch.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def load_checkpoint(path: Path) -> dict:
+    if not path.exists():
+        raise ResumeError(f"{path} does not exist: there is nothing to resume")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise ResumeError(f"{path} is not a checkpoint") from None
+
+
 @torch.no_grad()
-def held_out_scores(model: CVAE, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean SSIM and MSE of reconstructions (from mu) of pictures that training has not seen."""
-    model.eval()
-    total_ssim = total_mse = 0.0
+def held_out_scores(
+    model: CVAE, images: Tensor, labels: Tensor, alpha: float, beta: float
+) -> dict[str, float]:
+    """The terms and the SSIM of reconstructions (from mu) of pictures not trained on.
+
+    The loss is that of both terms, whatever the run is trained with, so that runs can be compared.
+    """
+    measure = CVAELoss(return_terms=True)
+    totals = torch.zeros(4, dtype=torch.float64)
     for x, label in zip(images.split(256), labels.split(256)):
-        recon = model.decode(model.encode(x, label)[0], label)
-        total_ssim += ssim(recon, x, reduction="image").sum().item()
-        total_mse += (recon - x).square().mean(dim=(1, 2, 3)).sum().item()
-    model.train()
-    return {"held_out_ssim": total_ssim / len(images), "held_out_mse": total_mse / len(images)}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        mu, logvar = model.encode(x, label)
+        recon = model.decode(mu, label)
+        _, *terms = measure(recon, x, mu, logvar)
+        totals += len(x) * torch.stack([*terms, ssim(recon, x)]).double().cpu()
+    mse, ssim_loss, kl, similarity = (totals / len(images)).tolist()
+    loss = mse + alpha * ssim_loss + beta * kl
+    return dict(zip(HELD_OUT, (loss, mse, ssim_loss, kl, similarity)))
 
 
 class Trainer:
@@ -101,31 +119,28 @@ class Trainer:
         folder: Path,
         device: torch.device,
     ) -> None:
-        self.settings, self.criterion, self.folder, self.device = (
-            settings,
-            criterion,
-            folder,
-            device,
-        )
-        torch.manual_seed(settings.seed)
-        classes = len(pictures.classes)
-        self.model = CVAE(settings.size, classes, settings.latent).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.settings, self.criterion = settings, criterion
+        self.folder, self.device = folder, device
+        self.train_set = pictures.train.to(device), pictures.train_labels.to(device)
+        self.held_out = pictures.held_out.to(device), pictures.held_out_labels.to(device)
+        self.steps = -(-len(pictures.train) // settings.batch_size)
+
+        torch.manual_seed(settings.seed)  # of the first weights
         # order and noise come from here, on the CPU, whatever the device
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.model = CVAE(settings.size, len(pictures.classes), settings.latent).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        # a short rise, then a cosine down
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            settings.lr,
+            total_steps=settings.epochs * self.steps,
+            pct_start=0.1,
+            final_div_factor=2,
+        )
         half = settings.amp and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.images, self.labels = (t.to(device) for t in (pictures.train, pictures.train_labels))
-        self.held_out, self.held_out_labels = (
-            t.to(device) for t in (pictures.held_out, pictures.held_out_labels)
-        )
-        self.steps = -(-len(self.images) // settings.batch_size)
-        total = max(1, settings.epochs * self.steps)
-        # a short rise, then a cosine down to a twentieth
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, settings.lr, total_steps=total, pct_start=0.1, final_div_factor=2
-        )
-        self.result = Result(self.model, [])
+        self.result = Result(self.model)
         self.epoch = 0
 
     # ---- checkpoints ----
@@ -134,94 +149,120 @@ class Trainer:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def save(self) -> None:
+    def start(self) -> None:
+        """A checkpoint before the first step, so that a run can go on from any moment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save_checkpoint()
+        self.save_metrics()
+
+    def resume(self) -> None:
+        """From the last checkpoint; rows written after it are dropped."""
+        state = load_checkpoint(self.checkpoint)
+        self._check_settings(state["settings"])
+        self.epoch = state["epoch"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.result = Result(self.model, **state["result"])
+        self.save_metrics()
+
+    def save_checkpoint(self) -> None:
+        result = self.result
         state = {
             "settings": asdict(self.settings),
             "epoch": self.epoch,
-            "rows": self.result.rows,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
+            "result": dict(rows=result.rows, loss_ms=result.loss_ms, step_ms=result.step_ms),
+            **{name: part.state_dict() for name, part in self._parts().items()},
         }
         write_atomically(self.checkpoint, lambda scratch: torch.save(state, scratch))
+
+    def save_metrics(self) -> None:
         save_rows(self.folder / "metrics.csv", self.result.rows)
 
-    def resume(self) -> None:
-        if not self.checkpoint.exists():
-            raise ResumeError(f"{self.checkpoint} does not exist: there is nothing to resume")
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+    def _parts(self) -> dict:
+        return dict(
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            scaler=self.scaler,
+        )
+
+    def _check_settings(self, saved: dict) -> None:
         ours = asdict(self.settings)
-        changed = {k: (v, ours.get(k)) for k, v in state["settings"].items() if v != ours.get(k)}
+        changed = [
+            f"{name} was {saved.get(name)} and is {value}"
+            for name, value in ours.items()
+            if saved.get(name) != value
+        ]
         if changed:
-            said = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in changed.items())
-            raise ResumeError(f"{self.checkpoint} was made with other settings: {said}")
-        self.epoch = state["epoch"]
-        self.result.rows = state["rows"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.generator.set_state(state["generator"])
-        save_rows(self.folder / "metrics.csv", self.result.rows)
+            raise ResumeError(
+                f"{self.checkpoint} was made with other settings: {', '.join(changed)}"
+            )
 
     # ---- training ----
 
-    def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def train(self, checkpoint_every: int) -> Result:
+        """From where the run stands to its last epoch."""
+        last = self.settings.epochs
+        with tqdm(
+            total=last * self.steps,
+            initial=self.epoch * self.steps,
+            desc=self.settings.criterion,
+            unit="step",
+            dynamic_ncols=True,
+        ) as progress:
+            while self.epoch < last:
+                self.train_epoch(progress)
+                if self.epoch % checkpoint_every == 0 or self.epoch == last:
+                    self.save_checkpoint()
+                self.save_metrics()
+        return self.result
+
+    def train_epoch(self, progress: tqdm) -> None:
+        images, labels = self.train_set
+        totals = torch.zeros(len(TERMS), dtype=torch.float64)
+        order = torch.randperm(len(images), generator=self.generator)
+        for chosen in order.split(self.settings.batch_size):
+            terms = torch.stack(self.step(images[chosen], labels[chosen])).double().cpu()
+            totals += len(chosen) * terms
+            shown = {name: f"{value:.4f}" for name, value in zip(TERMS, terms.tolist())}
+            progress.set_postfix(shown, refresh=False)
+            progress.update()
+        self.epoch += 1
+        means = dict(zip(TERMS, (totals / len(images)).tolist()))
+        weights = self.settings.alpha, self.settings.beta
+        scores = held_out_scores(self.model, *self.held_out, *weights)
+        self.result.rows.append({"epoch": self.epoch, **means, **scores})
+
+    def step(self, x: Tensor, labels: Tensor) -> list[Tensor]:
         """One optimizer step; the loss and its terms."""
-        _synchronize(self.device)
-        start = time.perf_counter()
-        with torch.autocast(self.device.type, enabled=self.settings.amp):
-            recon, mu, logvar = self.model(x, labels, self.generator)
+        start = self._now()
+        with self._autocast():
+            outputs = self.model(x, labels, self.generator)
         # the loss and its gradient apart from the network's, so that their time can be told
-        ends = [t.detach().requires_grad_() for t in (recon, mu, logvar)]
-        _synchronize(self.device)
-        before_loss = time.perf_counter()
-        with torch.autocast(self.device.type, enabled=self.settings.amp):
-            loss, *terms = self.criterion(ends[0], x, *ends[1:])
+        ends = [t.detach().requires_grad_() for t in outputs]
+        before_loss = self._now()
+        with self._autocast():
+            recon, mu, logvar = ends
+            loss, *terms = self.criterion(recon, x, mu, logvar)
         grads = torch.autograd.grad(self.scaler.scale(loss), ends, allow_unused=True)
-        _synchronize(self.device)
-        after_loss = time.perf_counter()
+        after_loss = self._now()
         self.optimizer.zero_grad(set_to_none=True)
-        used = [(t, g) for t, g in zip((recon, mu, logvar), grads) if g is not None]
+        used = [(t, grad) for t, grad in zip(outputs, grads) if grad is not None]
         torch.autograd.backward(*zip(*used))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        _synchronize(self.device)
         self.result.loss_ms.append(1e3 * (after_loss - before_loss))
-        self.result.step_ms.append(1e3 * (time.perf_counter() - start))
-        return loss, *terms
+        self.result.step_ms.append(1e3 * (self._now() - start))
+        return [loss.detach(), *terms]
 
-    def train_epoch(self, progress: tqdm) -> None:
-        totals = torch.zeros(4, dtype=torch.float64)
-        order = torch.randperm(len(self.images), generator=self.generator)
-        for chosen in order.split(self.settings.batch_size):
-            x, labels = self.images[chosen], self.labels[chosen]
-            terms = torch.stack([t.detach().double().cpu() for t in self.step(x, labels)])
-            totals += terms * len(chosen)
-            loss, mse, ssim_loss, kl = (f"{term:.4f}" for term in terms.tolist())
-            progress.set_postfix(loss=loss, mse=mse, ssim=ssim_loss, kl=kl, refresh=False)
-            progress.update()
-        self.epoch += 1
-        means = dict(zip(COLUMNS[1:5], (totals / len(self.images)).tolist()))
-        scores = held_out_scores(self.model, self.held_out, self.held_out_labels)
-        self.result.rows.append({"epoch": self.epoch, **means, **scores})
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=self.settings.amp)
 
-    def train(self, checkpoint_every: int) -> Result:
-        """From where the run stands to its last epoch."""
-        total, done = self.settings.epochs * self.steps, self.epoch * self.steps
-        name = self.settings.criterion
-        with tqdm(
-            total=total, initial=done, desc=name, unit="step", dynamic_ncols=True
-        ) as progress:
-            while self.epoch < self.settings.epochs:
-                self.train_epoch(progress)
-                if self.epoch % checkpoint_every == 0 or self.epoch == self.settings.epochs:
-                    self.save()
-        return self.result
-
-
-def save_json(path: Path, content: dict) -> None:
-    write_atomically(path, lambda scratch: scratch.write_text(json.dumps(content, indent=2) + "\n"))
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

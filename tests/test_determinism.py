@@ -148,6 +148,7 @@ def test_a_step_needs_one_image_more(weight):
     image = 3 * size * size * 4
     slack = 6 << 20
     needed = peak_bytes(size=size, weight=weight, retain=False)
-    assert image <= needed <= image + slack  # the measurement sees the gradient, and no copy
+    # the measurement sees the gradient, and no copy; pages in use before count less than they are
+    assert 0.95 * image <= needed <= image + slack
     # a graph that is kept keeps the gradient unscaled: a copy
-    assert peak_bytes(size=size, weight=weight, retain=True) >= 2 * image
+    assert peak_bytes(size=size, weight=weight, retain=True) >= 1.95 * image

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import json
+import math
+import random
 import signal
 import struct
 import subprocess
@@ -16,34 +19,30 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "examples" / "train_cvae.py"
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+for needed in ("sklearn", "matplotlib", "tqdm"):
+    pytest.importorskip(needed)
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cvae.py"
 PICTURES = ["curves.png", "reconstructions.png", "samples.png", "sweep.png"]
-
-
-def command(runs, *options, name="test"):
-    options = ["--runs", runs, "--name", name, "--device", "cpu", *options]
-    return [sys.executable, str(SCRIPT), *map(str, options)]
-
-
-def train(runs, *options, name="test", fails=False):
-    done = subprocess.run(command(runs, *options, name=name), capture_output=True, text=True)
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done
-
-
-def metrics(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+LONG = ["--epochs", "30", "--batch-size", "4", "--checkpoint-every", "4"]  # 180 steps
+SHORT = ["--epochs", "1", "--batch-size", "16"]
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    """A folder for each class: bright squares and dark ones."""
-    from PIL import Image
+def script():
+    """The script as a module, for what needs no process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        spec = importlib.util.spec_from_file_location("train_cvae", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
 
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """A folder for each class: dark squares and light ones, 12 of each for training."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for label, level in (("dark", 60), ("light", 200)):
@@ -54,137 +53,249 @@ def faces(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, faces):
-    runs = tmp_path_factory.mktemp("runs")
-    train(runs, "--data", faces, "--epochs", "6", "--batch-size", "4")
-    return runs / "test"
+@pytest.fixture
+def train(script, tmp_path, capsys):
+    """Trains within this process; what it printed to stdout and to stderr."""
+
+    def run(*options, code=0):
+        try:
+            got = script.main(["--runs", str(tmp_path), "--name", "test", *map(str, options)])
+        except SystemExit as end:  # of argparse
+            got = end.code
+        said = capsys.readouterr()
+        assert got == code, said.err[-3000:]
+        return said
+
+    return run
 
 
-def test_a_run_leaves_metrics_and_pictures(unbroken):
-    rows = metrics(unbroken)
-    assert [int(row["epoch"]) for row in rows] == list(range(1, 7))
-    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    from PIL import Image
+def command(runs, *options):
+    options = ["--runs", runs, "--name", "test", "--device", "cpu", *options]
+    return [sys.executable, str(SCRIPT), *map(str, options)]
 
+
+def metrics(runs):
+    with (runs / "test" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for_epochs(running, runs, epochs):
+    end = time.monotonic() + 60
+    while running.poll() is None and time.monotonic() < end:
+        if (runs / "test" / "metrics.csv").exists() and len(metrics(runs)) >= epochs:
+            return
+        time.sleep(0.005)
+
+
+def test_a_run_leaves_metrics_and_pictures(train, tmp_path):
+    said = train("--epochs", 2)  # the default data
+    rows = metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[1]["held_out_loss"]) < float(rows[0]["held_out_loss"])
+    for row in rows:
+        similarity = 1 - float(row["held_out_ssim_loss"])
+        assert float(row["held_out_ssim"]) == pytest.approx(similarity, abs=1e-5)
+        for of in ("", "held_out_"):
+            loss, mse, ssim_loss, kl = (
+                float(row[of + term]) for term in ("loss", "mse", "ssim_loss", "kl")
+            )
+            assert loss == pytest.approx(mse + 0.5 * ssim_loss + 6e-3 * kl, rel=1e-4)
     for name in PICTURES:
-        with Image.open(unbroken / name) as picture:
+        with Image.open(tmp_path / "test" / name) as picture:
             assert min(picture.size) > 80
-    assert not list(unbroken.glob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert all(term in said.err for term in ("loss=", "mse=", "ssim_loss=", "kl="))
 
 
-def test_killed_and_resumed_gives_the_same_numbers(tmp_path, faces, unbroken):
-    options = ["--data", faces, "--epochs", "6", "--batch-size", "4"]
-    kills = 0
-    for epochs in (1, 3):  # killed somewhere after these epochs were written
-        resume = ["--resume"] if kills else []
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, squares):
+    runs = tmp_path_factory.mktemp("runs")
+    subprocess.run(command(runs, "--data", squares, *LONG), check=True, capture_output=True)
+    return runs
+
+
+def test_killed_and_resumed_gives_the_same_numbers(tmp_path, squares, unbroken):
+    moments = random.Random(time.time_ns())
+    resume, kills = [], 0
+    for epochs in (0, 9):  # killed somewhere after these epochs were written
         running = subprocess.Popen(
-            command(tmp_path, *options, *resume),
-            stderr=subprocess.DEVNULL,
+            command(tmp_path, "--data", squares, *LONG, *resume),
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        file = tmp_path / "test" / "metrics.csv"
-        end = time.monotonic() + 60
-        while time.monotonic() < end and running.poll() is None:
-            if file.exists() and len(metrics(tmp_path / "test")) >= epochs:
-                break
-            time.sleep(0.001)
+        wait_for_epochs(running, tmp_path, epochs)
+        time.sleep(moments.uniform(0, 0.2))
         running.send_signal(signal.SIGKILL)
-        running.wait()
-        kills += running.returncode == -signal.SIGKILL
+        kills += running.wait() == -signal.SIGKILL
+        resume = ["--resume"]
     assert kills, "the run was over before it could be killed"
-    train(tmp_path, *options, "--resume")
-    assert metrics(tmp_path / "test") == metrics(unbroken)
+
+    done = command(tmp_path, "--data", squares, *LONG, "--resume")
+    subprocess.run(done, check=True, capture_output=True)
+    ours, theirs = tmp_path / "test", unbroken / "test"
+    assert (ours / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
     ours, theirs = (
         torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
-        for folder in (tmp_path / "test", unbroken)
+        for folder in (ours, theirs)
     )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_resume_explains_what_is_wrong(tmp_path, faces):
-    done = train(tmp_path, "--data", faces, "--resume", fails=True)
-    assert "there is nothing to resume" in done.stderr
-    train(tmp_path, "--data", faces, "--epochs", "1", "--batch-size", "16")
-    done = train(tmp_path, "--data", faces, "--epochs", "2", "--resume", fails=True)
-    assert "epochs was 1 and is 2" in done.stderr
+def test_rows_after_the_last_checkpoint_are_dropped(script, tmp_path, squares, monkeypatch):
+    options = ["--runs", str(tmp_path), "--name", "test", "--data", str(squares)]
+    options += ["--epochs", "4", "--batch-size", "12", "--checkpoint-every", "2"]  # 8 steps
+    step = script.Trainer.step
+
+    def interrupt_at(number):
+        steps = iter(range(1, number + 1))
+
+        def interrupted(*batch):
+            if next(steps) == number:
+                raise KeyboardInterrupt
+            return step(*batch)
+
+        monkeypatch.setattr(script.Trainer, "step", interrupted)
+
+    interrupt_at(7)  # in the fourth epoch
+    assert script.main(options) == 130
+    before = metrics(tmp_path)
+    assert len(before) == 3
+    interrupt_at(1)
+    assert script.main([*options, "--resume"]) == 130
+    assert metrics(tmp_path) == before[:2]
+    monkeypatch.undo()
+    assert script.main([*options, "--resume"]) == 0
+    assert metrics(tmp_path)[:3] == before
 
 
-def test_bad_data_is_explained(tmp_path):
-    done = train(tmp_path, "--data", tmp_path / "nowhere", fails=True)
-    assert "is not a folder" in done.stderr
-    (tmp_path / "empty" / "class").mkdir(parents=True)
-    done = train(tmp_path, "--data", tmp_path / "empty", fails=True)
-    assert "holds no pictures" in done.stderr
-    (tmp_path / "empty" / "class" / "a.png").write_bytes(b"no picture")
-    done = train(tmp_path, "--data", tmp_path / "empty", fails=True)
-    assert "cannot be read as a picture" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("option", [["--epochs", "0"], ["--size", "30"], ["--dataset", "cifar"]])
-def test_bad_options(tmp_path, option):
-    done = train(tmp_path, *option, fails=True)
-    assert "error:" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_compare_writes_a_table_and_a_plot(tmp_path, faces):
-    done = train(tmp_path, "--data", faces, "--epochs", "1", "--batch-size", "16", "--compare")
-    table = json.loads((tmp_path / "test" / "comparison.json").read_text())
-    assert list(table) == ["ssim_fused", "MSE only", "usual code"]
-    assert all(row["loss_ms"] > 0 for row in table.values())
-    # the usual code is the same loss, so it trains the same model
-    ours, usual = table["ssim_fused"], table["usual code"]
-    assert ours["held_out_mse"] == pytest.approx(usual["held_out_mse"], rel=1e-2)
-    assert "held-out SSIM" in done.stdout
-    assert (tmp_path / "test" / "comparison.png").stat().st_size > 1000
-    assert (tmp_path / "test" / "reconstructions_compared.png").exists()
-
-
-def test_mixed_precision(tmp_path, faces):
-    train(tmp_path, "--data", faces, "--epochs", "1", "--batch-size", "16", "--amp")
-    assert all(np.isfinite(float(value)) for value in metrics(tmp_path / "test")[0].values())
-
-
-def test_ctrl_c_ends_cleanly(tmp_path, faces):
+def test_ctrl_c_ends_cleanly(tmp_path, squares):
     running = subprocess.Popen(
-        command(tmp_path, "--data", faces, "--epochs", "500", "--batch-size", "4"),
+        command(tmp_path, "--data", squares, "--epochs", "5000", "--batch-size", "4"),
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         # a job in the background of a shell ignores Ctrl-C, and so would its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    file = tmp_path / "test" / "metrics.csv"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not file.exists():
-        time.sleep(0.01)
+    wait_for_epochs(running, tmp_path, 1)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "--resume goes on" in said
     assert "Traceback" not in said
+    saved = torch.load(tmp_path / "test" / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] >= 1
+
+
+def test_resume_explains_what_is_wrong(train, tmp_path, squares):
+    assert "there is nothing to resume" in train("--data", squares, "--resume", code=2).err
+    train("--data", squares, *SHORT)
+    said = train("--data", squares, *SHORT, "--latent", 3, "--resume", code=2)
+    assert "latent was 10 and is 3" in said.err
+    said = train("--batch-size", 16, "--epochs", 1, "--resume", code=2)
+    assert "data was 24 pictures in 2 classes" in said.err
+    (tmp_path / "test" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    said = train("--data", squares, *SHORT, "--resume", code=2)
+    assert "is not a checkpoint" in said.err
+
+
+def test_bad_data_is_explained(train, tmp_path):
+    folder = tmp_path / "pictures"
+    options = ["--data", folder]
+    assert "is not a folder" in train(*options, code=2).err
+    folder.mkdir()
+    assert "holds no folders" in train(*options, code=2).err
+    (folder / "class").mkdir()
+    assert "holds no pictures" in train(*options, code=2).err
+    Image.new("L", (8, 8)).save(folder / "class" / "a.png")
+    assert "too few pictures" in train(*options, code=2).err
+    (folder / "class" / "b.png").write_bytes(b"no picture")
+    said = train(*options, code=2).err
+    assert "b.png cannot be read as a picture" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--epochs", "0"], "must be at least 1"),
+        (["--epochs", "many"], "invalid int value"),
+        (["--size", "30"], "multiple of 8"),
+        (["--beta", "nan"], "must be at least 0"),
+        (["--seed", "-1"], "must be at least 0"),
+        (["--device", "abacus"], "cannot use 'abacus'"),
+        (["--dataset", "cifar"], "invalid choice"),
+    ],
+)
+def test_bad_options_are_explained(train, options, why):
+    assert why in train(*options, code=2).err
+
+
+def test_a_runs_folder_that_cannot_be_made(script, tmp_path, squares, capsys):
+    (tmp_path / "file").touch()
+    assert script.main(["--runs", str(tmp_path / "file"), "--data", str(squares)]) == 2
+    assert capsys.readouterr().err.startswith("train_cvae.py: ")
+
+
+def test_compare_writes_a_table_and_plots(train, tmp_path, squares):
+    said = train("--data", squares, *SHORT, "--compare")
+    folder = tmp_path / "test"
+    table = json.loads((folder / "comparison.json").read_text())
+    assert list(table) == ["ssim_fused", "MSE only", "usual code"]
+    assert all(0 < row["loss_ms"] < row["step_ms"] for row in table.values())
+    # the usual code is the same loss, so it trains the same model
+    ours, usual = table["ssim_fused"], table["usual code"]
+    assert ours["held_out_mse"] == pytest.approx(usual["held_out_mse"], rel=1e-2)
+    assert "held-out SSIM" in said.out
+    for name in ("comparison.png", "reconstructions_compared.png"):
+        assert (folder / name).stat().st_size > 1000
+    # a finished comparison is shown again, times included
+    train("--data", squares, *SHORT, "--compare", "--resume")
+    assert json.loads((folder / "comparison.json").read_text()) == table
+
+
+def test_without_the_ssim_term(train, tmp_path, squares):
+    train("--data", squares, *SHORT, "--alpha", 0)
+    (row,) = metrics(tmp_path)
+    assert float(row["ssim_loss"]) == 0 < float(row["held_out_ssim_loss"])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_mixed_precision(train, tmp_path, squares, device):
+    train("--data", squares, *SHORT, "--amp", "--device", device)
+    (row,) = metrics(tmp_path)
+    assert all(math.isfinite(float(value)) for value in row.values())
+
+
+def test_a_missing_torchvision_is_explained(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert "needs torchvision" in train("--dataset", "mnist", code=2).err
 
 
 def write_idx(path, array):
     """The file format of MNIST: a magic number, the sizes, the bytes; compressed."""
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.astype(np.uint8).tobytes())
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(content)
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
 
 
 @pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashion", "FashionMNIST")])
-def test_torchvision_data_sets(tmp_path, dataset, folder):
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
+def test_torchvision_data_sets(script, train, tmp_path, dataset, folder):
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        pytest.skip(f"torchvision cannot be imported: {error}")
     raw = tmp_path / "data" / folder / "raw"
     raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 40), ("t10k", 20)):
-        images = generator.integers(0, 256, (count, 28, 28))
-        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(count) % 10)):
-            write_idx(raw / f"{part}-{kind}-ubyte.gz", array)
-            with gzip.open(raw / f"{part}-{kind}-ubyte.gz") as file:
-                (raw / f"{part}-{kind}-ubyte").write_bytes(file.read())
-    options = ["--dataset", dataset, "--download-to", tmp_path / "data", "--epochs", "1"]
-    train(tmp_path, *options)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 28, 28))
+    for part, images in (("train", pixels[:40]), ("t10k", pixels[40:])):
+        write_idx(raw / f"{part}-images-idx3-ubyte", images)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(len(images)) % 10)
+    train("--dataset", dataset, "--download-to", tmp_path / "data", *SHORT)
     assert (tmp_path / "test" / "samples.png").exists()
+    found = script.data.from_torchvision(dataset, tmp_path / "data", 32)
+    expected = np.pad(pixels[:40, None] / 255, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    np.testing.assert_allclose(found.train.numpy(), expected, rtol=1e-6)
+    assert found.held_out_labels.tolist() == list(range(10)) * 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Pictures
@@ -31,9 +32,9 @@ MOST_CLASSES = 20  # of a montage
 def montage(rows: Tensor) -> Tensor:
     """(rows, columns, 1, H, W) to one picture, white gaps between."""
     count, across, _, h, w = rows.shape
-    framed = torch.nn.functional.pad(rows[:, :, 0], (GAP, 0, GAP, 0), value=1.0)
+    framed = F.pad(rows[:, :, 0], (GAP, 0, GAP, 0), value=1.0)
     sheet = framed.permute(0, 2, 1, 3).reshape(count * (h + GAP), across * (w + GAP))
-    return torch.nn.functional.pad(sheet, (0, GAP, 0, GAP), value=1.0)
+    return F.pad(sheet, (0, GAP, 0, GAP), value=1.0)
 
 
 def save_montage(
@@ -48,7 +49,7 @@ def save_montage(
     inches = 0.55  # a picture's side
     figure, axes = plt.subplots(figsize=(across * inches + 1.1, count * inches + 0.6))
     sheet = montage(rows.float().cpu())
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=11)
     axes.set_yticks([GAP + i * (h + GAP) + h / 2 for i in range(count)], row_labels)
     places = [GAP + j * (w + GAP) + w / 2 for j in range(across)]

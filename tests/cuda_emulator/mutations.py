@@ -46,8 +46,8 @@ MUTATIONS = {
         "* p_.input_stride[2] + x * p_.input_stride[3]",
         "* p_.input_stride[3] + x * p_.input_stride[2]",
     ),
-    "last tile unguarded": Mutation(
-        "x1_ = least(x0_ + g_.tile_w, width);", "x1_ = x0_ + g_.tile_w;"
+    "a tile writes beyond itself": Mutation(
+        "in_tile_ = owner_ && x_ >= x0_ && x_ < x1_;", "in_tile_ = owner_ && x_ >= x0_;"
     ),
     "last band unguarded": Mutation(
         "y1_ = least(y0_ + g_.band_h, height);", "y1_ = y0_ + g_.band_h;", "address"

@@ -35,14 +35,18 @@ def _pad(image: Tensor, settings: Settings) -> Tensor:
 
 
 def _filter(maps: Tensor, window: Tensor) -> Tensor:
-    """The separable window over (B, 1, H, W), without padding."""
-    down = F.conv2d(maps, window.view(1, 1, -1, 1))
-    return F.conv2d(down, window.view(1, 1, 1, -1))
+    """The separable window over each channel of (N, channels, H, W), without padding."""
+    channels = maps.shape[1]
+    if maps.device.type == "cpu":
+        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    down = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
+    across = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
+    return F.conv2d(F.conv2d(maps, down, groups=channels), across, groups=channels)
 
 
 def loss_map(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
     """1 - SSIM at each window: (N, C, H, W) images to (N, C, OH, OW)."""
-    n, c, _, _ = input.shape
     scale = 1.0 / settings.data_range
     taps = len(settings.window)
     difference = input - target  # exact for images that are near each other
@@ -51,10 +55,9 @@ def loss_map(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
     u = _pad(input, settings) - pivot_input + (_pad(target, settings) - pivot_target)
     u, v = u * scale, (_pad(difference, settings) - pivot_v) * scale
     pivot_u, pivot_v = (pivot_input + pivot_target) * scale, pivot_v * scale
-    maps = torch.stack((u, v, u * u, v * v)).flatten(0, 2).unsqueeze(1)
+    maps = torch.cat((u, v, u * u, v * v), dim=1)
     window = torch.tensor(settings.window, dtype=input.dtype, device=input.device)
-    filtered = _filter(maps, window)
-    m_u, m_v, e_u, e_v = filtered.view(4, n, c, *filtered.shape[-2:]).unbind()
+    m_u, m_v, e_u, e_v = _filter(maps, window).chunk(4, dim=1)
 
     b = (e_u - m_u * m_u).clamp(min=0) / 2 + settings.k2**2
     q = (e_v - m_v * m_v).clamp(min=0)

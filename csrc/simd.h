@@ -72,6 +72,25 @@ SSIM_INLINE Vec<float> reciprocal_of(Vec<float> x) { return 1 / x; }
 #endif
 SSIM_INLINE Vec<double> reciprocal_of(Vec<double> x) { return 1 / x; }
 
+// x < 0 ? 0 : x, which is one instruction where the operands' order lets NaN pass through
+#if defined(__AVX512F__)
+SSIM_INLINE Vec<float> nonnegative_of(Vec<float> x) {
+  return reinterpret_cast<Vec<float>>(
+      _mm512_maskz_max_ps(0xffff, __m512{}, reinterpret_cast<__m512>(x)));
+}
+#elif defined(__AVX2__)
+SSIM_INLINE Vec<float> nonnegative_of(Vec<float> x) {
+  return reinterpret_cast<Vec<float>>(_mm256_max_ps(__m256{}, reinterpret_cast<__m256>(x)));
+}
+#elif defined(__SSE__)
+SSIM_INLINE Vec<float> nonnegative_of(Vec<float> x) {
+  return reinterpret_cast<Vec<float>>(_mm_max_ps(__m128{}, reinterpret_cast<__m128>(x)));
+}
+#else
+SSIM_INLINE Vec<float> nonnegative_of(Vec<float> x) { return x < 0 ? Vec<float>{} : x; }
+#endif
+SSIM_INLINE Vec<double> nonnegative_of(Vec<double> x) { return x < 0 ? Vec<double>{} : x; }
+
 // ---- a full vector from and to contiguous storage ----
 
 template <typename A>
@@ -153,28 +172,69 @@ SSIM_INLINE Vec<float> load_masked(const float* p, int64_t first, int64_t last) 
 #endif
 
 // ---- transpose of a width x width block held in registers ----
+//
+// First within the 16-byte lanes of x86's shuffles, then of those lanes as a whole.
 
-// swaps the off-diagonal halves of every 2 x 2 arrangement of step x step blocks
-template <int step, typename V, int... lane>
-SSIM_INLINE void exchange(V& top, V& bottom, std::integer_sequence<int, lane...>) {
-  constexpr int width = sizeof...(lane);
-  const V upper =
-      __builtin_shufflevector(top, bottom, ((lane & step) ? width + lane - step : lane)...);
-  bottom = __builtin_shufflevector(top, bottom, ((lane & step) ? width + lane : lane + step)...);
-  top = upper;
+// the lower (or upper) halves of each 16 bytes of a and b, taken in turns of `unit` elements
+template <int unit, bool kUpper, typename V, int... i>
+SSIM_INLINE V interleave(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int count = sizeof...(i), lane = 16 * count / sizeof(V);
+  return __builtin_shufflevector(
+      a, b,
+      (i / lane * lane + (kUpper ? lane / 2 : 0) + i % lane / (2 * unit) * unit + i % unit +
+       (i / unit % 2 ? count : 0))...);
 }
 
-template <typename A, int step = Simd<A>::width / 2>
-SSIM_INLINE void transpose(Vec<A> (&block)[Simd<A>::width]) {
-  if constexpr (step > 0) {
-    constexpr int width = Simd<A>::width;
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      if ((i & step) == 0) {
-        exchange<step>(block[i], block[i + step], std::make_integer_sequence<int, width>{});
+// every second 16 bytes of a, then of b, from the first or the second on
+template <bool kSecond, typename V, int... i>
+SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lane = 16 * sizeof...(i) / sizeof(V);
+  return __builtin_shufflevector(a, b, ((2 * (i / lane) + kSecond) * lane + i % lane)...);
+}
+
+template <int unit, typename V, typename Lanes>
+SSIM_INLINE void interleave_rows(V& a, V& b, Lanes lanes) {
+  const V lower = interleave<unit, false>(a, b, lanes);
+  b = interleave<unit, true>(a, b, lanes);
+  a = lower;
+}
+
+template <typename V, typename Lanes>
+SSIM_INLINE void every_other_row(V& a, V& b, Lanes lanes) {
+  const V first = every_other<false>(a, b, lanes);
+  b = every_other<true>(a, b, lanes);
+  a = first;
+}
+
+template <typename A>
+SSIM_INLINE void transpose(Vec<A> (&rows)[Simd<A>::width]) {
+  constexpr int width = Simd<A>::width, lane = 16 / sizeof(A);
+  constexpr auto lanes = std::make_integer_sequence<int, width>{};
+#pragma GCC unroll 8
+  for (int i = 0; i < width; i += lane) {
+    Vec<A>* r = rows + i;
+    if constexpr (lane == 2) {
+      interleave_rows<1>(r[0], r[1], lanes);
+    } else {
+      interleave_rows<1>(r[0], r[1], lanes);
+      interleave_rows<1>(r[2], r[3], lanes);
+      interleave_rows<2>(r[0], r[2], lanes);
+      interleave_rows<2>(r[1], r[3], lanes);
+      std::swap(r[1], r[2]);
+    }
+  }
+  if constexpr (width / lane >= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lane; ++i) {
+      if constexpr (width / lane == 2) {
+        every_other_row(rows[i], rows[i + lane], lanes);
+      } else {
+        every_other_row(rows[i], rows[i + lane], lanes);
+        every_other_row(rows[i + 2 * lane], rows[i + 3 * lane], lanes);
+        every_other_row(rows[i], rows[i + 2 * lane], lanes);
+        every_other_row(rows[i + lane], rows[i + 3 * lane], lanes);
       }
     }
-    transpose<A, step / 2>(block);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -92,16 +93,6 @@ bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-constexpr int64_t kMaxTileWidth = 256;  // an item's moments and derivatives stay in the L2 cache
-constexpr int64_t kMaxBandHeight =
-    512;  // an item of a tall image ends, so that all threads have work
-
-// `size` in equal parts of at most `most`: how many, and how large
-std::tuple<int64_t, int64_t> cut(int64_t size, int64_t most) {
-  const int64_t parts = (size + most - 1) / most;
-  return {parts, (size + parts - 1) / parts};
-}
-
 // input, target: [N, C, H, W]; window: [taps], odd; checks everything that could lead out of bounds
 Problem make_problem(const Tensor& input, const Tensor& target, const std::vector<double>& window,
                      double data_range, double k1, double k2, bool valid) {
@@ -139,10 +130,39 @@ Problem make_problem(const Tensor& input, const Tensor& target, const std::vecto
   return p;
 }
 
-// cuts the work into items, once it is known what is asked for
+// ---- the cut into items ----
+
+constexpr int64_t kBlock = 16;  // the largest vector's width: cuts waste less on its multiples
+constexpr int64_t kMaxTileWidth =
+    1024;  // what an item keeps between its rows stays in the L2 cache
+constexpr int64_t kMaxBandHeight = 512;
+constexpr int64_t kMinBandHeight = 64;  // lower ones would mostly make what others make, too
+constexpr int64_t kItems = 8;           // so many give several threads work, where there is enough
+
+struct Cut {
+  int64_t parts, size;
+};
+
+// `size` in at least `parts` parts, where each part and its halo fill whole blocks
+Cut cut(int64_t size, int64_t parts, int64_t halo) {
+  const int64_t even = (size + parts - 1) / parts;
+  const int64_t part = (even + halo + kBlock - 1) / kBlock * kBlock - halo;
+  return part >= size ? Cut{1, size} : Cut{(size + part - 1) / part, part};
+}
+
+// Once it is known what is asked for. The cut depends on the shape alone: see Problem.
 void cut_items(Problem& p) {
-  std::tie(p.bands, p.band_h) = cut(p.grid_h(), kMaxBandHeight);
-  std::tie(p.tiles, p.tile_w) = cut(p.grid_w(), kMaxTileWidth);
+  const int64_t h = p.grid_h(), w = p.grid_w();
+  const Cut tiles = cut(w, (w + kMaxTileWidth - 1) / kMaxTileWidth, 0);
+  const int64_t across = p.n * p.c * tiles.parts;
+  const int64_t for_threads = std::min((kItems + across - 1) / across, h / kMinBandHeight);
+  const int64_t for_cache = (h + kMaxBandHeight - 1) / kMaxBandHeight;
+  const int64_t halo = p.wants_grad() ? (p.taps - 1) % kBlock : 0;
+  const Cut bands = cut(h, std::max(for_cache, for_threads), halo);
+  p.tiles = tiles.parts;
+  p.tile_w = tiles.size;
+  p.bands = bands.parts;
+  p.band_h = bands.size;
 }
 
 int64_t map_pixels(const Problem& p) { return p.out_h * p.out_w; }

@@ -14,15 +14,12 @@
 //                    transpose           rows, lanes are columns
 //                    filter down         --combine with u, v--> gradient
 //
-// An item (a tile of columns in a band of rows) is walked down in blocks of `width` rows:
-//
-//          x0 - halo      x0             x1      x1 + halo
-//             +-----------+--------------+-----------+      halo = taps - 1 for a gradient
-//      block  |  moments and derivatives of these    |      (half of it with padding on each side),
-//             +-----------+--------------+-----------+      0 for a value
-//      block  |  ...      |   gradient   |           |      gradient rows follow when the
-//      derivative
-//             +-----------+--------------+-----------+      rows below them are there
+// An item (a tile of columns in a band of rows) is walked down in rows of blocks, each row from
+// left to right. What two neighbouring blocks share is kept: the last columns of moments and
+// derivatives while a row is made (Columns), and the last `halo` = taps - 1 rows of pixels and
+// derivatives of every block for the next row (the tails). So each pixel is read and filtered once;
+// a gradient reads it a second time, from the cache, and needs the windows that reach into its item
+// from outside.
 //
 // Pixels are scaled to a data range of 1, and one pixel (the pivot) is subtracted from all of an
 // item: variances do not change, and bright flat areas keep their digits.
@@ -43,11 +40,13 @@ using namespace ssim_fused;
 SSIM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SSIM_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 SSIM_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+SSIM_INLINE int64_t round_down(int64_t a, int64_t b) { return a - (a % b + b) % b; }
 
 // ---- the filter ----
 
-// out[i] = sum_k window[k] * rows[i + k], i < width; taps > 0 is a compile-time count
-template <typename A, int taps>
+// out[i] = sum_k window[k] * rows[i + k], or of its square, i < width; taps > 0 is a compile-time
+// count
+template <typename A, int taps, bool kSquared = false>
 SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_taps,
                         Vec<A> (&out)[Simd<A>::width]) {
   constexpr int width = Simd<A>::width;
@@ -57,7 +56,7 @@ SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_ta
     // each row is loaded once and added to every output that it serves
 #pragma GCC unroll 32
     for (int row = 0; row < width + taps - 1; ++row) {
-      const Vec<A> x = rows[row];
+      const Vec<A> x = kSquared ? rows[row] * rows[row] : rows[row];
 #pragma GCC unroll 16
       for (int i = 0; i < width; ++i) {
         const int k = row - i;
@@ -67,7 +66,10 @@ SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_ta
   } else {
     for (int64_t k = 0; k < run_time_taps; ++k) {
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) out[i] += window[k] * rows[i + k];
+      for (int i = 0; i < width; ++i) {
+        const Vec<A> x = rows[i + k];
+        out[i] += window[k] * (kSquared ? x * x : x);
+      }
     }
   }
 }
@@ -108,29 +110,34 @@ SSIM_INLINE A finite_or_zero(A x) {
 
 // ---- scratch ----
 
-enum Map { kMeanU, kMeanV, kSquareU, kSquareV, kMaps };
+// the four maps that are filtered; the derivatives by them go by the same names
+enum Map { kSquareU, kSquareV, kMeanU, kMeanV, kMaps };
 
 // sizes of an item's buffers, in vectors
 template <typename A>
 struct Layout {
   static constexpr int width = Simd<A>::width;
-  int64_t halo;         // taps - 1
-  int64_t strip_rows;   // rows of pixels behind one block of moments
-  int64_t columns;      // columns of moments, or of derivatives, that are kept
-  int64_t grad_rows;    // rows of derivatives kept for the gradient
-  int64_t grad_blocks;  // blocks across the gradient
+  int64_t halo;          // taps - 1
+  int64_t rows;          // that one block of filtered rows is made of
+  int64_t columns;       // of moments, or of derivatives, that are kept
+  int64_t pixel_blocks;  // blocks across the pixels whose last rows are kept
+  int64_t grad_blocks;   // blocks across the gradient
 
   explicit Layout(const Problem& p) {
     halo = p.taps - 1;
-    strip_rows = width + halo;
+    rows = halo + width;
     columns = round_up(halo, width) + 4 * width;
-    grad_blocks = p.wants_grad() ? round_up(p.tile_w, width) / width : 0;
-    grad_rows = 2 * width + halo;
+    // a larger window would keep more than it is worth: its rows are read again
+    pixel_blocks = halo <= 2 * width ? (p.tile_w + 2 * halo) / width + 3 : 0;
+    grad_blocks = p.wants_grad() ? (p.tile_w + width - 1) / width : 0;
   }
-  int64_t strip() const { return kMaps * strip_rows; }
+  int64_t strip() const { return kMaps * rows; }  // of two maps of pixels, or all derivatives
   int64_t window_of_columns() const { return kMaps * columns; }
-  int64_t derivative_rows() const { return kMaps * grad_blocks * grad_rows; }
-  int64_t vectors() const { return strip() + 2 * window_of_columns() + derivative_rows(); }
+  int64_t pixel_tails() const { return 2 * halo * pixel_blocks; }
+  int64_t derivative_tails() const { return kMaps * halo * grad_blocks; }
+  int64_t vectors() const {
+    return strip() + 2 * window_of_columns() + pixel_tails() + derivative_tails();
+  }
 };
 
 // The last columns of each map, few enough to stay in the L1 cache. Columns count from 0; those in
@@ -147,10 +154,10 @@ class Columns {
   void clear() { first_ = 0; }
   SSIM_INLINE V* at(int map, int64_t column) { return data_ + map * capacity_ + column - first_; }
 
-  // room for columns up to `end`, where those from `needed` on are kept
-  SSIM_INLINE void make_room(int64_t needed, int64_t end) {
+  // room for columns up to `end`; those in [needed, made) are kept
+  SSIM_INLINE void make_room(int64_t needed, int64_t made, int64_t end) {
     if (end - first_ <= capacity_) return;
-    const int64_t moved = needed - first_, count = capacity_ - moved;
+    const int64_t moved = needed - first_, count = made - needed;
     for (int map = 0; map < kMaps; ++map) {
       V* columns = data_ + map * capacity_;
       for (int64_t i = 0; i < count; ++i) columns[i] = columns[i + moved];
@@ -168,22 +175,28 @@ class Item {
   using V = Vec<A>;
   using Mask = typename Simd<A>::Mask;
   static constexpr int width = Simd<A>::width;
+  // one gradient needs the sum of the means' derivatives only, which is kept as kMeanU
+  static constexpr int kDerivatives = kGrads == 2 ? kMaps : kMaps - 1;
 
   const Problem& p_;
   const Layout<A> layout_;
   const A* window_;          // [taps]
   const A* adjoint_window_;  // [taps], mirrored
-  V* strip_;                 // [kMaps, strip_rows]                    lanes are columns
+  V* strip_;                 // [kMaps, rows]                   lanes are columns
   Columns<A> moments_;       // lanes are rows
   Columns<A> derivatives_;   // lanes are rows
-  V* rows_;                  // [kMaps, grad_blocks, grad_rows]        lanes are columns
+  V* pixel_tails_;           // [pixel_blocks, 2, halo]         lanes are columns
+  V* derivative_tails_;      // [grad_blocks, kMaps, halo]      lanes are columns
 
   const T* input_;                          // [H, W] of this plane
   const T* target_;                         // [H, W]
   const A* weight_;                         // [OH, OW] or null
-  int64_t n_, c_, y0_, y1_, x0_, x1_;       // what this item covers
+  int64_t n_, c_, y0_, y1_, x0_, x1_;       // what this item covers: see Problem::grid_h()
+  int64_t first_x_, last_x_;                // columns of the map that it needs
+  int64_t first_y_, last_y_;                // rows
   A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
   double sum_[width];
+  int64_t next_y_, next_x_;  // the first pixel of the next block that is not yet read
 
  public:
   Item(const Problem& p, const A* window, void* scratch)
@@ -194,19 +207,13 @@ class Item {
         strip_(static_cast<V*>(scratch)),
         moments_(strip_ + layout_.strip(), layout_.columns),
         derivatives_(strip_ + layout_.strip() + layout_.window_of_columns(), layout_.columns),
-        rows_(strip_ + layout_.strip() + 2 * layout_.window_of_columns()) {}
+        pixel_tails_(strip_ + layout_.strip() + 2 * layout_.window_of_columns()),
+        derivative_tails_(pixel_tails_ + layout_.pixel_tails()) {}
 
   void run(int64_t item) {
     locate(item);
-    // map rows and columns that this item needs: its own, and those that reach its gradient
-    const int64_t first_y = kGrads ? larger(0, y0_ + p_.pad - layout_.halo) : y0_;
-    const int64_t last_y = smaller(p_.out_h, kGrads ? y1_ + p_.pad : y1_);
-    if constexpr (kGrads > 0) start_gradient(first_y);
-    for (int64_t y = first_y; y < last_y; y += width) {
-      block_row(y, last_y);
-      if constexpr (kGrads > 0) advance_gradient();
-    }
-    if constexpr (kGrads > 0) finish_gradient();
+    const int64_t end = kGrads ? y1_ + p_.pad : last_y_;
+    for (int64_t y = first_y_; y < end; y += width) block_row(y);
     if (p_.sums != nullptr) {
       double total = 0;
       for (int i = 0; i < width; ++i) total += sum_[i];
@@ -224,6 +231,12 @@ class Item {
     x0_ = tile * p_.tile_w;
     y1_ = smaller(y0_ + p_.band_h, p_.grid_h());
     x1_ = smaller(x0_ + p_.tile_w, p_.grid_w());
+    // a gradient's pixel (y, x) is in the windows [y + pad - halo, y + pad] x [x + pad - halo, ...]
+    const int64_t reach = kGrads ? p_.pad : 0, back = kGrads ? layout_.halo - p_.pad : 0;
+    first_y_ = larger(0, y0_ - back);
+    first_x_ = larger(0, x0_ - back);
+    last_y_ = smaller(p_.out_h, y1_ + reach);
+    last_x_ = smaller(p_.out_w, x1_ + reach);
     input_ = plane<const T>(p_.input, n_, c_);
     target_ = plane<const T>(p_.target, n_, c_);
     weight_ = p_.weight.data ? plane<const A>(p_.weight, n_, c_) : nullptr;
@@ -245,277 +258,356 @@ class Item {
     pivot_v_ = finite_or_zero(x - y);
   }
 
+  // ---- pixels ----
+
+  struct Pixels {
+    V u, v;
+  };
+
   struct Pivots {
     V input, target, v, scale;
+
+    SSIM_INLINE Pixels pixels(V a, V b) const {
+      // x + y would round away the last digits of large pixels, so the pivots come first there;
+      // x - y is exact for images that are near each other, so it comes first here
+      return {((a - input) + (b - target)) * scale, ((a - b) - v) * scale};
+    }
   };
   SSIM_INLINE Pivots pivots() const {
     return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_),
             splat<A>(static_cast<A>(p_.inverse_range))};
   }
 
-  // u and v, pivots taken away, of `width` pixels from (y, x); outside the image lies zero
-  SSIM_INLINE void pixels(int64_t y, int64_t x, const Pivots& pivots, V& u, V& v) const {
-    V a{}, b{};
-    const int64_t first = larger(0, -x), last = smaller(width, p_.w - x);  // lanes in the image
-    if (y >= 0 && y < p_.h && first < last) {
-      a = row_of(input_ + y * p_.input.stride_h, p_.input.stride_w, x, first, last);
-      b = row_of(target_ + y * p_.target.stride_h, p_.target.stride_w, x, first, last);
-    }
-    // x + y would round away the last digits of large pixels, so the pivots come first there;
-    // x - y is exact for images that are near each other, so it comes first here
-    u = ((a - pivots.input) + (b - pivots.target)) * pivots.scale;
-    v = ((a - b) - pivots.v) * pivots.scale;
+  // a block's columns of the image; kWhole: all of them lie in the image, one after the other
+  struct Lanes {
+    int64_t first, last;
+  };
+  SSIM_INLINE Lanes lanes_in_image(int64_t x) const {
+    return {larger(0, -x), smaller(width, p_.w - x)};
+  }
+  SSIM_INLINE bool is_whole(Lanes lanes) const {
+    return lanes.last - lanes.first == width && p_.input.stride_w == 1 && p_.target.stride_w == 1;
+  }
+  template <bool kWhole>
+  SSIM_INLINE static V load_row(const T* p, int64_t stride, Lanes lanes) {
+    if constexpr (kWhole) return load(p);
+    return load_lanes<T, A>(p, stride, lanes.first, lanes.last);
   }
 
-  SSIM_INLINE static V row_of(const T* row, int64_t stride, int64_t x, int64_t first,
-                              int64_t last) {
-    if (stride == 1) {
-      // blocks go down the image, which no processor foresees: ask for the next one's pixels
-      __builtin_prefetch(row + x + 2 * width);
-      if (last - first == width) return load(row + x);
+  // u and v of rows [y, y + count) and columns [x, x + width), rows in the image only
+  template <bool kWhole>
+  SSIM_INLINE void load_pixels(int64_t y, int64_t x, Lanes lanes, int64_t count, V* u, V* v) const {
+    const Pivots taken = pivots();
+    const int64_t step_a = p_.input.stride_h, step_b = p_.target.stride_h;
+    const T* a = input_ + y * step_a + x * p_.input.stride_w;
+    const T* b = target_ + y * step_b + x * p_.target.stride_w;
+    for (int64_t i = 0; i < count; ++i, a += step_a, b += step_b) {
+      const Pixels pixels = taken.pixels(load_row<kWhole>(a, p_.input.stride_w, lanes),
+                                         load_row<kWhole>(b, p_.target.stride_w, lanes));
+      u[i] = pixels.u;
+      v[i] = pixels.v;
     }
-    return load_lanes<T, A>(row + x * stride, stride, first, last);
   }
 
-  // map rows [y, y + width) over all of the item's columns: moments, what follows from them, and
-  // the derivatives filtered across
-  void block_row(int64_t y, int64_t last_y) {
-    const int64_t first_x = kGrads ? larger(0, x0_ + p_.pad - layout_.halo) : x0_;
-    const int64_t last_x = smaller(p_.out_w, kGrads ? x1_ + p_.pad : x1_);
-    const int64_t lead = first_x - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
+  // u and v of rows [y, y + rows) and columns [x, x + width); outside the image lies zero. `kept`:
+  // where the rows that this block shares with the one below are kept, or null.
+  SSIM_INLINE void fill_strip(int64_t y, int64_t x, V* kept, bool is_kept) {
+    const int64_t rows = layout_.rows, halo = layout_.halo;
+    V *u = strip_, *v = strip_ + rows;
+    const int64_t from = is_kept ? halo : 0;  // rows that the row of blocks above has kept
+    if (is_kept) {
+      copy_rows(kept, u);
+      copy_rows(kept + halo, v);
+    }
+    const Pixels outside = pivots().pixels(V{}, V{});
+    const int64_t top = smaller(larger(from, -y), rows);
+    const int64_t bottom = smaller(larger(top, p_.h - y), rows);
+    for (int64_t i = from; i < top; ++i) u[i] = outside.u, v[i] = outside.v;
+    for (int64_t i = bottom; i < rows; ++i) u[i] = outside.u, v[i] = outside.v;
+    const Lanes lanes = lanes_in_image(x);
+    if (is_whole(lanes)) {
+      load_pixels<true>(y + top, x, lanes, bottom - top, u + top, v + top);
+    } else {
+      load_pixels<false>(y + top, x, lanes, bottom - top, u + top, v + top);
+    }
+    if (kept != nullptr) {
+      copy_rows(u + width, kept);
+      copy_rows(v + width, kept + halo);
+    }
+  }
+
+  // the rows that two blocks of rows share
+  SSIM_INLINE void copy_rows(const V* from, V* to) const {
+    const int64_t count = taps > 0 ? taps - 1 : layout_.halo;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+
+  // ---- map rows [y, y + width) over all of the item's columns ----
+
+  void block_row(int64_t y) {
+    const int64_t left = round_down(first_x_ - p_.pad, width);      // column 0 of the moments
+    const int64_t to_column = -p_.pad - left;                       // of the window at x
+    const int64_t lead = first_x_ - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
     moments_.clear();
     if constexpr (kGrads > 0) start_derivatives(lead);
-    int64_t ready = 0, next_block = 0;  // columns of moments, blocks of derivatives filtered across
-    for (int64_t x = first_x; x < last_x; x += width) {
-      const int64_t column = x - first_x;
-      for (; ready < column + width + layout_.halo; ready += width) {
-        if (first_x + ready >= last_x + layout_.halo) break;
-        moments_.make_room(column, ready + width);
-        filter_down(y - p_.pad, first_x - p_.pad + ready, ready);
-      }
-      if constexpr (kGrads > 0) derivatives_.make_room(next_block * width, lead + column + width);
-      windows(y, last_y, x, last_x, column, lead);
+    int64_t ready = 0, next_block = 0;  // columns of moments, blocks of the gradient
+    for (int64_t x = first_x_; x < last_x_ && y < last_y_; x += width) {
+      const int64_t column = x + to_column;
+      moments_.make_room(column, ready, round_up(column + width + layout_.halo, width));
+      const int64_t needed = smaller(x + width, last_x_) + to_column + layout_.halo;
+      for (; ready < needed; ready += width) filter_down(y, left + ready, ready);
       if constexpr (kGrads > 0) {
-        const int64_t made = lead + column + width;
+        const int64_t made = lead + x - first_x_;
+        derivatives_.make_room(next_block * width, made, made + width);
+      }
+      next_y_ = y - p_.pad + layout_.halo;
+      next_x_ = left + ready;
+      windows(y, x, column, lead);
+      if constexpr (kGrads > 0) {
+        const int64_t made = lead + x - first_x_ + width;
         for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
-          filter_derivatives_across(next_block);
+          gradient_block(y, next_block);
         }
       }
     }
-    if constexpr (kGrads > 0) finish_across(next_block, lead + round_up(last_x - first_x, width));
+    if constexpr (kGrads > 0) {
+      finish_row(y, next_block, y < last_y_ ? lead + round_up(last_x_ - first_x_, width) : 0);
+    }
   }
 
+  // moments of the columns [x, x + width), filtered down
   SSIM_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
-    const int64_t rows = layout_.strip_rows;
-    const Pivots taken = pivots();
-    for (int64_t i = 0; i < rows; ++i) {
-      V u, v;
-      pixels(y + i, x, taken, u, v);
-      strip_[kMeanU * rows + i] = u;
-      strip_[kMeanV * rows + i] = v;
-      strip_[kSquareU * rows + i] = u * u;
-      strip_[kSquareV * rows + i] = v * v;
-    }
-    for (int map = 0; map < kMaps; ++map) {
+    if (x + width <= 0 || x >= p_.w) return fill_outside(column);
+    const bool keeps = layout_.pixel_blocks > 0;
+    V* kept = keeps ? pixel_tails_ + column / width * 2 * layout_.halo : nullptr;
+    fill_strip(y - p_.pad, x, kept, keeps && y > first_y_);
+    for (int map = 0; map < 2; ++map) {
       V out[width];
-      filter<A, taps>(strip_ + map * rows, window_, p_.taps, out);
-      transpose<A>(out);
-      V* to = moments_.at(map, column);
-#pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) to[i] = out[i];
+      filter<A, taps, true>(strip_ + map * layout_.rows, window_, p_.taps, out);
+      store_columns(out, moments_.at(kSquareU + map, column));
     }
+    for (int map = 0; map < 2; ++map) {
+      V out[width];
+      filter<A, taps>(strip_ + map * layout_.rows, window_, p_.taps, out);
+      store_columns(out, moments_.at(kMeanU + map, column));
+    }
+  }
+
+  // moments of the zeros beside the image
+  SSIM_INLINE void fill_outside(int64_t column) {
+    const Pixels outside = pivots().pixels(V{}, V{});
+    const V values[kMaps] = {outside.u * outside.u, outside.v * outside.v, outside.u, outside.v};
+    for (int map = 0; map < kMaps; ++map) {
+      V* to = moments_.at(map, column);
+      for (int i = 0; i < width; ++i) to[i] = values[map];
+    }
+  }
+
+  SSIM_INLINE static void store_columns(V (&rows)[width], V* to) {
+    transpose<A>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) to[i] = rows[i];
   }
 
   // lane i is set where first <= y + i < last
   SSIM_INLINE static Mask lanes_between(int64_t y, int64_t first, int64_t last) {
-    Mask mask{};
-    for (int i = 0; i < width; ++i) mask[i] = (y + i >= first && y + i < last) ? -1 : 0;
-    return mask;
+    Mask lane{};
+    for (int i = 0; i < width; ++i) lane[i] = i;
+    const int from = smaller(larger(first - y, 0), width), to = smaller(larger(last - y, 0), width);
+    return (lane >= from) & (lane < to);
   }
 
   // the windows of one block: moments filtered across, then the formula
-  SSIM_INLINE void windows(int64_t y, int64_t last_y, int64_t x, int64_t last_x, int64_t column,
-                           int64_t lead) {
+  SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
       filter<A, taps>(moments_.at(map, column), window_, p_.taps, filtered[map]);
     }
-
-    const V half = splat<A>(A(0.5)), zero{};
+    const V half = splat<A>(A(0.5));
     const V c1 = splat<A>(static_cast<A>(p_.c1)), c2 = splat<A>(static_cast<A>(p_.c2));
     const A scale = static_cast<A>(p_.inverse_range);
     const V pivot_u = splat<A>((pivot_input_ + pivot_target_) * scale);
     const V pivot_v = splat<A>(pivot_v_ * scale);
-    const Mask inside = lanes_between(y, 0, last_y);
-    const Mask own = lanes_between(y, y0_, smaller(y1_, p_.out_h));
     V weights[width];
-    if (weight_ != nullptr) load_weights(y, last_y, x, last_x, weights);
-    V values[width], sum{};
+    if (kGrads > 0 && weight_ != nullptr) load_weights(y, x, weights);
+    const T* next_input = at<const T>(p_.input, next_y_, next_x_);
+    const T* next_target = at<const T>(p_.target, next_y_, next_x_);
+    const int64_t to = lead + x - first_x_;
+    V values[width];
     for (int i = 0; i < width; ++i) {
+      // blocks go down the image, which no processor foresees; asked for all at once, their pixels
+      // would keep others waiting
+      __builtin_prefetch(next_input + i * p_.input.stride_h);
+      __builtin_prefetch(next_target + i * p_.target.stride_h);
       const Moments<V> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                          filtered[kSquareV][i]};
       const Terms<V> t = terms<V>(m, pivot_u, pivot_v, c1, c2, half);
       values[i] = delta<V>(t);
-      if (x + i >= x0_ && x + i < smaller(x1_, last_x)) sum += own ? values[i] : zero;
       if constexpr (kGrads > 0) {
         Derivatives<V> d = derivatives<V>(t, m, half);
-        if (x + i >= last_x) d = Derivatives<V>{zero, zero, zero, zero};
-        if (weight_ != nullptr) {
-          d.mean_u *= weights[i];
-          d.mean_v *= weights[i];
-          d.square_u *= weights[i];
-          d.square_v *= weights[i];
-        }
-        const int64_t to = lead + column + i;
-        const V mean = kGrads == 2 ? d.mean_u : d.mean_u + d.mean_v;  // one needs their sum
-        *derivatives_.at(kMeanU, to) = inside ? mean : zero;
-        if constexpr (kGrads == 2) *derivatives_.at(kMeanV, to) = inside ? d.mean_v : zero;
-        *derivatives_.at(kSquareU, to) = inside ? d.square_u : zero;
-        *derivatives_.at(kSquareV, to) = inside ? d.square_v : zero;
+        if constexpr (kGrads == 1) d.mean_u += d.mean_v;
+        *derivatives_.at(kSquareU, to + i) = d.square_u;
+        *derivatives_.at(kSquareV, to + i) = d.square_v;
+        *derivatives_.at(kMeanU, to + i) = d.mean_u;
+        if constexpr (kGrads == 2) *derivatives_.at(kMeanV, to + i) = d.mean_v;
       }
     }
-    if (p_.sums != nullptr) {
-      for (int i = 0; i < width; ++i) sum_[i] += static_cast<double>(sum[i]);
+    if constexpr (kGrads > 0) {
+      if (weight_ != nullptr) weigh_derivatives(to, weights);
+      clear_outside(y, x, to);
     }
-    if (p_.map.data != nullptr) store_map(y, x, last_x, values);
+    if (p_.sums != nullptr) add_up(y, x, values);
+    if (p_.map.data != nullptr) store_map(y, x, values);
   }
 
+  // adds this item's own windows to its sums
+  SSIM_INLINE void add_up(int64_t y, int64_t x, const V (&values)[width]) {
+    const int64_t from = larger(x0_ - x, 0);
+    const int64_t to = smaller(smaller(x1_, last_x_) - x, width);
+    V sum{};
+    if (from == 0 && to == width) {
+#pragma GCC unroll 16
+      for (int i = 0; i < width; ++i) sum += values[i];
+    } else {
+      for (int64_t i = from; i < to; ++i) sum += values[i];
+    }
+    sum = lanes_between(y, y0_, smaller(y1_, p_.out_h)) ? sum : V{};
+    for (int i = 0; i < width; ++i) sum_[i] += static_cast<double>(sum[i]);
+  }
+
+  SSIM_INLINE void store_map(int64_t y, int64_t x, V (&values)[width]) const {
+    transpose<A>(values);
+    T* map = plane<T>(p_.map, n_, c_);
+    for (int64_t i = 0; i < smaller(width, y1_ - y); ++i) {
+      store_lanes<T, A>(values[i], map + (y + i) * p_.map.stride_h + x * p_.map.stride_w,
+                        p_.map.stride_w, last_x_ - x);
+    }
+  }
+
+  // ---- derivatives ----
+
   // the block's weights, transposed as the moments are; zero outside the map
-  SSIM_INLINE void load_weights(int64_t y, int64_t last_y, int64_t x, int64_t last_x,
-                                V (&weights)[width]) const {
+  SSIM_INLINE void load_weights(int64_t y, int64_t x, V (&weights)[width]) const {
     for (int i = 0; i < width; ++i) {
       weights[i] = V{};
-      if (y + i < last_y) {
+      if (y + i < last_y_) {
         weights[i] =
             load_lanes<A, A>(weight_ + (y + i) * p_.weight.stride_h + x * p_.weight.stride_w,
-                             p_.weight.stride_w, 0, smaller(width, last_x - x));
+                             p_.weight.stride_w, 0, smaller(width, last_x_ - x));
       }
     }
     transpose<A>(weights);
   }
 
-  SSIM_INLINE void store_map(int64_t y, int64_t x, int64_t last_x, V (&values)[width]) const {
-    transpose<A>(values);
-    T* map = plane<T>(p_.map, n_, c_);
-    for (int64_t i = 0; i < smaller(width, y1_ - y); ++i) {
-      store_lanes<T, A>(values[i], map + (y + i) * p_.map.stride_h + x * p_.map.stride_w,
-                        p_.map.stride_w, last_x - x);
+  SSIM_INLINE void weigh_derivatives(int64_t column, const V (&weights)[width]) {
+    for (int map = 0; map < kDerivatives; ++map) {
+      V* d = derivatives_.at(map, column);
+      for (int i = 0; i < width; ++i) d[i] *= weights[i];
     }
   }
 
-  // ---- gradient ----
+  // windows that the map does not have contribute nothing
+  SSIM_INLINE void clear_outside(int64_t y, int64_t x, int64_t column) {
+    if (y + width > last_y_) {
+      const Mask inside = lanes_between(y, 0, last_y_);
+      for (int map = 0; map < kDerivatives; ++map) {
+        V* d = derivatives_.at(map, column);
+        for (int i = 0; i < width; ++i) d[i] = inside ? d[i] : V{};
+      }
+    }
+    if (x + width > last_x_) zero_derivatives(column + last_x_ - x, column + width);
+  }
 
-  int64_t row_count_;  // rows of derivatives that rows_ holds
-  int64_t next_y_;     // first gradient row not yet written
-
-  void start_gradient(int64_t first_y) {
-    row_count_ = first_y - (y0_ + p_.pad - layout_.halo);
-    next_y_ = y0_;
-    for (int64_t i = 0; i < kMaps * layout_.grad_blocks; ++i) {  // zero above the map
-      for (int64_t row = 0; row < row_count_; ++row) rows_[i * layout_.grad_rows + row] = V{};
+  SSIM_INLINE void zero_derivatives(int64_t from, int64_t to) {
+    for (int map = 0; map < kDerivatives; ++map) {
+      for (int64_t i = from; i < to; ++i) *derivatives_.at(map, i) = V{};
     }
   }
 
-  // maps of derivatives that the gradients are made of: see combine()
-  SSIM_INLINE static constexpr bool is_used(int map) { return map != kMeanV || kGrads == 2; }
-
-  // the columns left of the map contribute nothing
   SSIM_INLINE void start_derivatives(int64_t lead) {
     derivatives_.clear();
     zero_derivatives(0, lead);
   }
 
-  SSIM_INLINE void zero_derivatives(int64_t from, int64_t to) {
-    for (int map = 0; map < kMaps; ++map) {
-      for (int64_t i = from; i < to; ++i) *derivatives_.at(map, i) = V{};
-    }
-  }
-
-  SSIM_INLINE void filter_derivatives_across(int64_t block) {
-#pragma GCC unroll 4
-    for (int map = 0; map < kMaps; ++map) {
-      if (!is_used(map)) continue;
-      V out[width];
-      filter<A, taps>(derivatives_.at(map, block * width), adjoint_window_, p_.taps, out);
-      transpose<A>(out);
-      V* to = rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows + row_count_;
-#pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) to[i] = out[i];
-    }
-  }
-
-  // the blocks whose windows reach beyond the last column of the map, where derivatives are zero
-  void finish_across(int64_t next_block, int64_t made) {
+  // the blocks whose windows reach beyond the last of the `made` columns
+  SSIM_INLINE void finish_row(int64_t y, int64_t next_block, int64_t made) {
     for (; x0_ + next_block * width < x1_; ++next_block) {
       const int64_t needed = (next_block + 1) * width + layout_.halo;
-      derivatives_.make_room(next_block * width, needed);
+      derivatives_.make_room(next_block * width, made, needed);
       zero_derivatives(made, needed);
       made = larger(made, needed);
-      filter_derivatives_across(next_block);
+      gradient_block(y, next_block);
     }
   }
 
-  // the block row is filtered across; write the gradient rows that are complete
-  void advance_gradient() {
-    row_count_ += width;
-    if (row_count_ >= width + layout_.halo && next_y_ < y1_) combine();
-  }
+  // ---- gradient ----
 
-  // below the last row of the map the derivatives are zero
-  void finish_gradient() {
-    while (next_y_ < y1_) {
-      for (int64_t i = 0; i < kMaps * layout_.grad_blocks; ++i) {
-        V* column = rows_ + i * layout_.grad_rows;
-        for (int64_t row = row_count_; row < width + layout_.halo; ++row) column[row] = V{};
-      }
-      row_count_ = larger(row_count_, width + layout_.halo);
-      combine();
-    }
-  }
-
-  // gradient rows [next_y_, next_y_ + width):
+  // Derivatives of the map rows [y, y + width) complete the gradient rows [y - pad, y - pad +
+  // width):
   //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
   //     d/dx = from_u + from_v                     d/dy = from_u - from_v
-  void combine() {
+  void gradient_block(int64_t y, int64_t block) {
+    V filtered[kMaps][width];
+    for (int map = 0; map < kDerivatives; ++map) {
+      V* rows = strip_ + map * layout_.rows;
+      V* kept = derivative_tails_ + (block * kMaps + map) * layout_.halo;
+      if (y > first_y_) {
+        copy_rows(kept, rows);
+      } else {
+        for (int64_t i = 0; i < layout_.halo; ++i) rows[i] = V{};
+      }
+      V out[width];
+      filter<A, taps>(derivatives_.at(map, block * width), adjoint_window_, p_.taps, out);
+      store_columns(out, rows + layout_.halo);
+      filter<A, taps>(rows, adjoint_window_, p_.taps, filtered[map]);
+      copy_rows(rows + width, kept);
+    }
+    const int64_t x = x0_ + block * width;
+    const Lanes lanes = lanes_in_image(x);
+    if (is_whole(lanes) && x + width <= x1_) {
+      combine<true>(y - p_.pad, x, lanes, filtered);
+    } else {
+      combine<false>(y - p_.pad, x, lanes, filtered);
+    }
+  }
+
+  template <bool kWhole>
+  SSIM_INLINE void combine(int64_t y, int64_t x, Lanes lanes, const V (&filtered)[kMaps][width]) {
     const V scale = splat<A>(static_cast<A>(p_.grad_scale * p_.inverse_range));
     const Pivots taken = pivots();
-    const int64_t rows = smaller(width, y1_ - next_y_);
-    for (int64_t block = 0; x0_ + block * width < x1_; ++block) {
-      const int64_t x = x0_ + block * width;
-      V filtered[kMaps][width];
-      for (int map = 0; map < kMaps; ++map) {
-        if (!is_used(map)) continue;
-        filter<A, taps>(rows_ + (map * layout_.grad_blocks + block) * layout_.grad_rows,
-                        adjoint_window_, p_.taps, filtered[map]);
+    const int64_t from = larger(y0_ - y, 0), to = smaller(y1_ - y, width);
+    const T* a = at<const T>(p_.input, y + from, x);
+    const T* b = at<const T>(p_.target, y + from, x);
+    T* to_input = p_.grad_input.data ? at<T>(p_.grad_input, y + from, x) : nullptr;
+    T* to_target = p_.grad_target.data ? at<T>(p_.grad_target, y + from, x) : nullptr;
+    for (int64_t i = from; i < to; ++i) {
+      const auto [u, v] = taken.pixels(load_row<kWhole>(a, p_.input.stride_w, lanes),
+                                       load_row<kWhole>(b, p_.target.stride_w, lanes));
+      a += p_.input.stride_h;
+      b += p_.target.stride_h;
+      const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
+      const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
+      if (kGrads == 1 || to_input != nullptr) {
+        store_row<kWhole>((from_u + from_v) * scale, to_input, p_.grad_input.stride_w, x);
+        to_input += p_.grad_input.stride_h;
       }
-      for (int64_t i = 0; i < rows; ++i) {
-        V u, v;
-        pixels(next_y_ + i, x, taken, u, v);
-        const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
-        const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
-        if (p_.grad_input.data)
-          store_gradient(p_.grad_input, next_y_ + i, x, (from_u + from_v) * scale);
-        if (p_.grad_target.data)
-          store_gradient(p_.grad_target, next_y_ + i, x, (from_u - from_v) * scale);
+      if (kGrads == 2 && to_target != nullptr) {
+        store_row<kWhole>((from_u - from_v) * scale, to_target, p_.grad_target.stride_w, x);
+        to_target += p_.grad_target.stride_h;
       }
     }
-    next_y_ += width;
-    keep_rows();
   }
 
-  // move the rows that the next gradient rows need to the front
-  void keep_rows() {
-    const int64_t left = larger(0, row_count_ - width);
-    for (int64_t i = 0; i < kMaps * layout_.grad_blocks; ++i) {
-      V* column = rows_ + i * layout_.grad_rows;
-      for (int64_t row = 0; row < left; ++row) column[row] = column[row + width];
-    }
-    row_count_ = left;
+  template <typename To>
+  SSIM_INLINE To* at(const Image& image, int64_t y, int64_t x) const {
+    return plane<To>(image, n_, c_) + y * image.stride_h + x * image.stride_w;
   }
 
-  SSIM_INLINE void store_gradient(const Image& grad, int64_t y, int64_t x, V value) const {
-    T* to = plane<T>(grad, n_, c_) + y * grad.stride_h + x * grad.stride_w;
-    store_lanes<T, A>(value, to, grad.stride_w, x1_ - x);
+  template <bool kWhole>
+  SSIM_INLINE void store_row(V value, T* to, int64_t stride, int64_t x) const {
+    if constexpr (kWhole) return store(value, to);
+    store_lanes<T, A>(value, to, stride, x1_ - x);
   }
 };
 

@@ -44,12 +44,6 @@ struct Terms {
   T A, B, r;     // r = 1 / (A B)
 };
 
-// rounding can push a variance a hair below zero; NaN passes through
-template <typename T>
-SSIM_HOST_DEVICE T nonnegative(T x) {
-  return x < T{} ? T{} : x;
-}
-
 // x * x, not fused into a following subtraction: a window of one pixel then has a variance of
 // exactly 0, and not the rounding error of its square
 #if defined(__CUDA_ARCH__)
@@ -68,14 +62,21 @@ SSIM_HOST_DEVICE T square(T x) {
 }
 #endif
 
-// 1 / x of a positive x. A backend may have a faster one: a GPU's without the slow path for
-// subnormal numbers; a CPU's vectors by way of an overload of reciprocal_of that is visible where
-// it is used.
+// Two functions of which a CPU's vectors have their own, faster ones, visible where terms() is
+// used:
+//   nonnegative_of(x)  x, or 0 where rounding has pushed a variance a hair below; NaN passes
+//   through reciprocal_of(x)   1 / x of a positive x; on a GPU without the slow path for subnormal
+//   numbers
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__) || defined(SSIM_CUDA_EMULATOR)
+template <typename T>
+SSIM_HOST_DEVICE T nonnegative_of(T x) {
+  return x < T{} ? T{} : x;
+}
 #if defined(__CUDA_ARCH__)
 SSIM_HOST_DEVICE float reciprocal_of(float x) { return __fdividef(1.0f, x); }
-SSIM_HOST_DEVICE double reciprocal_of(double x) { return 1 / x; }
-#elif defined(SSIM_CUDA_EMULATOR) || defined(__CUDACC__)
+#else
 SSIM_HOST_DEVICE float reciprocal_of(float x) { return 1 / x; }
+#endif
 SSIM_HOST_DEVICE double reciprocal_of(double x) { return 1 / x; }
 #endif
 
@@ -85,9 +86,9 @@ SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1,
   t.m_u = m.mean_u + pivot_u;
   t.m_v = m.mean_v + pivot_v;
   t.p = t.m_v * t.m_v;
-  t.q = nonnegative<T>(m.square_v - square(m.mean_v));
+  t.q = nonnegative_of(m.square_v - square(m.mean_v));
   t.a = half * (t.m_u * t.m_u) + c1;
-  t.b = half * nonnegative<T>(m.square_u - square(m.mean_u)) + c2;
+  t.b = half * nonnegative_of(m.square_u - square(m.mean_u)) + c2;
   t.A = t.a + half * t.p;
   t.B = t.b + half * t.q;
   t.r = reciprocal_of(t.A * t.B);

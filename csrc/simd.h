@@ -171,6 +171,49 @@ SSIM_INLINE Vec<float> load_masked(const float* p, int64_t first, int64_t last) 
 }
 #endif
 
+// ---- a full vector from and to storage with a stride: channels-last images ----
+
+template <typename T>
+constexpr bool kHasGather = false;
+template <typename T>
+constexpr bool kHasScatter = false;
+
+constexpr int64_t kMaxGatherStride = 1 << 24;  // indices have 32 bits
+
+#if defined(__AVX2__)
+template <>
+constexpr bool kHasGather<float> = true;
+
+SSIM_INLINE Simd<float>::Mask stride_indices(int64_t stride) {
+  Simd<float>::Mask lane{};
+  for (int i = 0; i < Simd<float>::width; ++i) lane[i] = i;
+  return lane * static_cast<int32_t>(stride);
+}
+
+SSIM_INLINE Vec<float> gather(const float* p, int64_t stride) {
+#if defined(__AVX512F__)
+  const __m512i indices = reinterpret_cast<__m512i>(stride_indices(stride));
+  return reinterpret_cast<Vec<float>>(
+      _mm512_mask_i32gather_ps(__m512{}, 0xffff, indices, p, sizeof(float)));
+#else
+  const __m256i indices = reinterpret_cast<__m256i>(stride_indices(stride));
+  const __m256 all = reinterpret_cast<__m256>(~Simd<float>::Mask{});
+  return reinterpret_cast<Vec<float>>(
+      _mm256_mask_i32gather_ps(__m256{}, p, indices, all, sizeof(float)));
+#endif
+}
+#endif
+
+#if defined(__AVX512F__)
+template <>
+constexpr bool kHasScatter<float> = true;
+
+SSIM_INLINE void scatter(Vec<float> v, float* p, int64_t stride) {
+  const __m512i indices = reinterpret_cast<__m512i>(stride_indices(stride));
+  _mm512_i32scatter_ps(p, indices, reinterpret_cast<__m512>(v), sizeof(float));
+}
+#endif
+
 // ---- transpose of a width x width block held in registers ----
 //
 // First within the 16-byte lanes of x86's shuffles, then of those lanes as a whole.

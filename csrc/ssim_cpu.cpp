@@ -79,8 +79,6 @@ ScalarType accumulate_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-bool is_half(Dtype dtype) { return dtype == Dtype::float16 || dtype == Dtype::bfloat16; }
-
 Image image_of(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
@@ -136,6 +134,7 @@ constexpr int64_t kBlock = 16;  // the largest vector's width: cuts waste less o
 constexpr int64_t kMaxTileWidth =
     1024;  // what an item keeps between its rows stays in the L2 cache
 constexpr int64_t kMaxBandHeight = 512;
+constexpr int64_t kMaxInterleaved = 256;
 constexpr int64_t kMinBandHeight = 64;  // lower ones would mostly make what others make, too
 constexpr int64_t kItems = 8;           // so many give several threads work, where there is enough
 
@@ -150,13 +149,17 @@ Cut cut(int64_t size, int64_t parts, int64_t halo) {
   return part >= size ? Cut{1, size} : Cut{(size + part - 1) / part, part};
 }
 
-// Once it is known what is asked for. The cut depends on the shape alone: see Problem.
+// Once it is known what is asked for. Where the channels of a pixel lie side by side, items are
+// small enough that the next channel's item finds its pixels in the L2 cache.
 void cut_items(Problem& p) {
   const int64_t h = p.grid_h(), w = p.grid_w();
-  const Cut tiles = cut(w, (w + kMaxTileWidth - 1) / kMaxTileWidth, 0);
+  const bool interleaved = p.c > 1 && (p.input.stride_w != 1 || p.target.stride_w != 1);
+  const int64_t max_width = interleaved ? kMaxInterleaved : kMaxTileWidth;
+  const int64_t max_height = interleaved ? kMaxInterleaved : kMaxBandHeight;
+  const Cut tiles = cut(w, (w + max_width - 1) / max_width, 0);
   const int64_t across = p.n * p.c * tiles.parts;
   const int64_t for_threads = std::min((kItems + across - 1) / across, h / kMinBandHeight);
-  const int64_t for_cache = (h + kMaxBandHeight - 1) / kMaxBandHeight;
+  const int64_t for_cache = (h + max_height - 1) / max_height;
   const int64_t halo = p.wants_grad() ? (p.taps - 1) % kBlock : 0;
   const Cut bands = cut(h, std::max(for_cache, for_threads), halo);
   p.tiles = tiles.parts;
@@ -218,8 +221,8 @@ void write(const Tensor& out, int64_t i, double value) {
 // ---- operators ----
 
 // Mean, sum or per-image means of 1 - SSIM, in the accumulation type, and its gradients where they
-// are asked for (mean and sum only). Gradients of half-precision images are those of the sum:
-// divided by the number of pixels they would fall below float16's smallest number.
+// are asked for (mean and sum only). Gradients of float16 images are those of the sum:
+// divided by the number of pixels they would fall below its smallest number.
 std::tuple<Tensor, Tensor, Tensor> loss_cpu(Tensor input, Tensor target, std::vector<double> window,
                                             double data_range, double k1, double k2, bool valid,
                                             std::string reduction, bool grad_input,
@@ -231,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_cpu(Tensor input, Tensor target, std::ve
   Problem p = make_problem(input, target, window, data_range, k1, k2, valid);
   const double image_pixels = static_cast<double>(p.c * map_pixels(p));
   const double count = reduction == "mean" ? image_pixels * static_cast<double>(p.n) : 1.0;
-  p.grad_scale = is_half(p.dtype) ? 1.0 : 1.0 / count;
+  p.grad_scale = p.dtype == Dtype::float16 ? 1.0 : 1.0 / count;
   Tensor to_input = gradient_for(input, grad_input, p.grad_input);
   Tensor to_target = gradient_for(target, grad_target, p.grad_target);
   const std::vector<double> sums = run_sums(p);

@@ -14,8 +14,9 @@ struct Image {
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 };
 
-// One call of the operator. Its work is cut into items: (image, channel, band of rows, tile of
-// columns), in that order. The cut depends on the shape alone, so results do not depend on threads.
+// One call of the operator. Its work is cut into items: (image, band of rows, tile of columns,
+// channel), in that order. The cut depends on shape and strides alone, never on threads, and so do
+// the results.
 struct Problem {
   Dtype dtype;
   Image input, target;            // [N, C, H, W], dtype

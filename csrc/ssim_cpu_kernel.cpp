@@ -84,6 +84,9 @@ SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t first, int64_t
     if (last - first == width) return load(p);
     if constexpr (kHasMaskedLoad<T>) return load_masked(p, first, last);
   }
+  if constexpr (kHasGather<T>) {
+    if (last - first == width && stride < kMaxGatherStride) return gather(p, stride);
+  }
   A lanes[width] = {};
   for (int64_t i = first; i < last; ++i) lanes[i] = to_arithmetic(p[i * stride]);
   return load(lanes);
@@ -93,6 +96,9 @@ template <typename T, typename A>
 SSIM_INLINE void store_lanes(Vec<A> v, T* p, int64_t stride, int64_t count) {
   constexpr int width = Simd<A>::width;
   if (stride == 1 && count >= width) return store(v, p);
+  if constexpr (kHasScatter<T>) {
+    if (count >= width && stride < kMaxGatherStride) return scatter(v, p, stride);
+  }
   A lanes[width];
   store(v, lanes);
   for (int64_t i = 0; i < smaller(count, width); ++i) from_arithmetic(lanes[i], p[i * stride]);
@@ -196,7 +202,6 @@ class Item {
   int64_t first_y_, last_y_;                // rows
   A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
   double sum_[width];
-  int64_t next_y_, next_x_;  // the first pixel of the next block that is not yet read
 
  public:
   Item(const Problem& p, const A* window, void* scratch)
@@ -223,10 +228,10 @@ class Item {
 
  private:
   void locate(int64_t item) {
-    const int64_t tile = item % p_.tiles, band = item / p_.tiles % p_.bands;
-    const int64_t plane_index = item / p_.tiles / p_.bands;
-    n_ = plane_index / p_.c;
-    c_ = plane_index % p_.c;
+    c_ = item % p_.c;
+    const int64_t tile = item / p_.c % p_.tiles;
+    const int64_t band = item / p_.c / p_.tiles % p_.bands;
+    n_ = item / p_.c / p_.tiles / p_.bands;
     y0_ = band * p_.band_h;
     x0_ = tile * p_.tile_w;
     y1_ = smaller(y0_ + p_.band_h, p_.grid_h());
@@ -361,9 +366,7 @@ class Item {
         const int64_t made = lead + x - first_x_;
         derivatives_.make_room(next_block * width, made, made + width);
       }
-      next_y_ = y - p_.pad + layout_.halo;
-      next_x_ = left + ready;
-      windows(y, x, column, lead);
+      windows(y, x, column, lead, ahead_of(y, left + ready, next_block + 1));
       if constexpr (kGrads > 0) {
         const int64_t made = lead + x - first_x_ + width;
         for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
@@ -418,8 +421,37 @@ class Item {
     return (lane >= from) & (lane < to);
   }
 
+  // Blocks go down the image, which no processor foresees. So the pixels that come next are asked
+  // for in time, and a few at once: all of them together would keep other reads waiting. The same
+  // for the gradient's rows, which would be fetched one after the other when they are written.
+  struct Ahead {
+    const T *input, *target;
+    const T *to_input, *to_target;  // or null
+    int64_t lines;                  // of the cache that a block's row of pixels covers
+
+    SSIM_INLINE void prefetch(const Problem& p, int64_t row) const {
+      constexpr int64_t kLine = 64 / sizeof(T);
+      for (int64_t line = 0; line < lines; ++line) {
+        __builtin_prefetch(input + row * p.input.stride_h + line * kLine);
+        __builtin_prefetch(target + row * p.target.stride_h + line * kLine);
+      }
+      if (kGrads > 0 && to_input) __builtin_prefetch(to_input + row * p.grad_input.stride_h, 1);
+      if (kGrads > 1 && to_target) __builtin_prefetch(to_target + row * p.grad_target.stride_h, 1);
+    }
+  };
+
+  // pixels from column x on, of the rows that the block row at y reads first; a gradient's block
+  SSIM_INLINE Ahead ahead_of(int64_t y, int64_t x, int64_t block) const {
+    const int64_t first = y - p_.pad + layout_.halo, grad_x = x0_ + block * width;
+    Ahead ahead{at<const T>(p_.input, first, x), at<const T>(p_.target, first, x), nullptr, nullptr,
+                c_ == 0 ? smaller(p_.input.stride_w, 4) : 1};  // channels side by side share lines
+    if (p_.grad_input.data) ahead.to_input = at<const T>(p_.grad_input, y - p_.pad, grad_x);
+    if (p_.grad_target.data) ahead.to_target = at<const T>(p_.grad_target, y - p_.pad, grad_x);
+    return ahead;
+  }
+
   // the windows of one block: moments filtered across, then the formula
-  SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead) {
+  SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead, const Ahead& ahead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
       filter<A, taps>(moments_.at(map, column), window_, p_.taps, filtered[map]);
@@ -431,15 +463,10 @@ class Item {
     const V pivot_v = splat<A>(pivot_v_ * scale);
     V weights[width];
     if (kGrads > 0 && weight_ != nullptr) load_weights(y, x, weights);
-    const T* next_input = at<const T>(p_.input, next_y_, next_x_);
-    const T* next_target = at<const T>(p_.target, next_y_, next_x_);
     const int64_t to = lead + x - first_x_;
     V values[width];
     for (int i = 0; i < width; ++i) {
-      // blocks go down the image, which no processor foresees; asked for all at once, their pixels
-      // would keep others waiting
-      __builtin_prefetch(next_input + i * p_.input.stride_h);
-      __builtin_prefetch(next_target + i * p_.target.stride_h);
+      ahead.prefetch(p_, i);
       const Moments<V> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                          filtered[kSquareV][i]};
       const Terms<V> t = terms<V>(m, pivot_u, pivot_v, c1, c2, half);

@@ -32,10 +32,6 @@ ScalarType accumulate_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-bool is_half(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Half || t.scalar_type() == ScalarType::BFloat16;
-}
-
 void set_strides(const Tensor& t, Int64 (&stride)[4]) {
   for (int i = 0; i < 4; ++i) stride[i] = t.stride(i);
 }
@@ -211,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_cuda(Tensor input, Tensor target,
   Tensor parts = to_input;
   Outputs out;
   out.parts = &parts;
-  out.grad_scale = is_half(input) ? 1.0 : 1.0 / count;
+  out.grad_scale = input.scalar_type() == ScalarType::Half ? 1.0 : 1.0 / count;
   if (grad_input || grad_target) {
     launch_gradients(call, out, to_input, to_target, grad_input, grad_target, Task::gradient,
                      Task::gradients);

@@ -165,8 +165,8 @@ class _ScalarLoss(torch.autograd.Function):
         if _wants_higher_order():
             gradients = _reference_gradients(ctx, grad_value, input, target, settings)
             return *gradients, None, None, None
-        if _is_half(input) and settings.reduction == "mean":
-            # half-precision gradients are stored for the sum, see csrc/ssim_cpu.cpp
+        if input.dtype == torch.float16 and settings.reduction == "mean":
+            # float16's gradients are stored for the sum, see csrc/ssim_cpu.cpp
             h, w = _windows(input, settings)
             grad_value = grad_value / (input.shape[0] * input.shape[1] * h * w)
         # what was saved is handed out, scaled in its place, only where nobody asks for it again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def reduced_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
         return reference.reduced_loss(input, target, settings)
     if settings.reduction in ("mean", "sum"):
         return _scalar_loss(input, target, settings)
-    return _MapLoss.apply(input, target, settings)
+    return _apply(_MapLoss, input, target, settings)
 
 
 def _arguments(settings: Settings) -> tuple:
@@ -115,13 +114,15 @@ def _reference_gradients(
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:2])
 
 
-def _with_signature(forward: Any) -> Any:
-    """Give a function its signature, for which Function.apply asks at each call.
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """function.apply, without what it does for keyword arguments, which here are none.
 
-    Where it is not given, Python takes longer to find it than a small picture's loss takes.
+    It binds the arguments by inspection at each call, which takes longer than a small picture's
+    loss. Tracing and torch.func need the whole of it.
     """
-    forward.__signature__ = inspect.signature(forward)
-    return forward
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 # ---- mean and sum: the gradient is made with the value, backward scales it ----
@@ -131,17 +132,16 @@ def _scalar_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
     enabled = torch.is_grad_enabled()
     need_input, need_target = enabled and input.requires_grad, enabled and target.requires_grad
     if need_input or need_target:
-        return _ScalarLoss.apply(input, target, settings, need_input, need_target)[0]
-    return torch.ops.ssim_fused.loss(
+        return _apply(_ScalarLoss, input, target, settings, need_input, need_target)[0]
+    return torch.ops.ssim_fused.loss.default(
         input, target, *_arguments(settings), settings.reduction, False, False
     )[0]
 
 
 class _ScalarLoss(torch.autograd.Function):
     @staticmethod
-    @_with_signature
     def forward(input, target, settings, need_input, need_target):
-        return torch.ops.ssim_fused.loss(
+        return torch.ops.ssim_fused.loss.default(
             input, target, *_arguments(settings), settings.reduction, need_input, need_target
         )
 
@@ -189,12 +189,13 @@ class _ScalarLoss(torch.autograd.Function):
 
 class _MapLoss(torch.autograd.Function):
     @staticmethod
-    @_with_signature
     def forward(input, target, settings):
         arguments = _arguments(settings)
         if settings.reduction == "none":
-            return torch.ops.ssim_fused.loss_map(input, target, *arguments)
-        return torch.ops.ssim_fused.loss(input, target, *arguments, "image", False, False)[0]
+            return torch.ops.ssim_fused.loss_map.default(input, target, *arguments)
+        return torch.ops.ssim_fused.loss.default(input, target, *arguments, "image", False, False)[
+            0
+        ]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -214,7 +215,7 @@ class _MapLoss(torch.autograd.Function):
             share = grad_map / (input.shape[1] * h * w)
             grad_map = share.view(-1, 1, 1, 1).expand(*input.shape[:2], h, w)
         need_input, need_target = ctx.needs_input_grad[:2]
-        grad_input, grad_target = torch.ops.ssim_fused.loss_backward(
+        grad_input, grad_target = torch.ops.ssim_fused.loss_backward.default(
             grad_map, input, target, *_arguments(settings), need_input, need_target
         )
         return grad_input if need_input else None, grad_target if need_target else None, None

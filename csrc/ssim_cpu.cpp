@@ -135,7 +135,7 @@ constexpr int64_t kMaxTileWidth =
     1024;  // what an item keeps between its rows stays in the L2 cache
 constexpr int64_t kMaxBandHeight = 512;
 constexpr int64_t kMaxInterleaved = 256;
-constexpr int64_t kMinBandHeight = 64;  // lower ones would mostly make what others make, too
+constexpr int64_t kMinBandHeight = 128;  // lower ones would mostly make what others make, too
 constexpr int64_t kItems = 8;           // so many give several threads work, where there is enough
 
 struct Cut {

@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 OTHER_TORCH ?= torch==2.14.1
 VENV := .venv
 OTHER_VENV := .venv-other
+BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 PYTHON_SOURCES := ssim_fused tests benchmarks examples setup.py
@@ -14,7 +15,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 
-.PHONY: help train compare test lint format bench gpu gpu-cost info clean
+REF ?= HEAD
+
+.PHONY: help train compare test lint format bench bench-full bench-against gpu gpu-cost info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +45,14 @@ format: $(VENV)/ready ## rewrite the sources in the house style
 bench: $(VENV)/built ## compare with the article's code and pytorch-msssim
 	$(BIN)/python -m benchmarks --quick
 
+bench-full: $(BENCH_VENV)/built ## every library, shape and dtype, memory and accuracy: over an hour
+	$(BENCH_VENV)/bin/python -m benchmarks ceilings
+	$(BENCH_VENV)/bin/python -m benchmarks --full
+	$(BENCH_VENV)/bin/python -m benchmarks accuracy
+
+bench-against: $(VENV)/built ## REF=commit: which figures moved since then
+	$(BIN)/python -m benchmarks.against $(REF)
+
 gpu: $(OTHER_VENV)/built ## on a machine with a GPU: its tests, sanitizers and benchmark
 	$(OTHER_VENV)/bin/python -m benchmarks.gpu
 
@@ -52,7 +63,7 @@ info: $(VENV)/built ## which paths are in use, and why
 	$(BIN)/python -m ssim_fused
 
 clean: ## remove what these commands made
-	rm -rf $(VENV) $(OTHER_VENV) build dist runs .cache *.egg-info ssim_fused/*.so
+	rm -rf $(VENV) $(OTHER_VENV) $(BENCH_VENV) build dist runs .cache *.egg-info ssim_fused/*.so
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -73,4 +84,11 @@ $(OTHER_VENV)/ready:
 $(OTHER_VENV)/built: $(OTHER_VENV)/ready setup.py $(CXX_SOURCES)
 	$(OTHER_VENV)/bin/pip install -q "setuptools>=77" ninja wheel pytest pytorch-msssim==1.0.0
 	SSIM_FUSED_CUDA=1 $(OTHER_VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+$(BENCH_VENV)/built: benchmarks/requirements.txt setup.py $(CXX_SOURCES)
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install -q "$(OTHER_TORCH)" torchvision "setuptools>=77" ninja wheel
+	$(BENCH_VENV)/bin/pip install -q -r benchmarks/requirements.txt
+	$(BENCH_VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
 	touch $@

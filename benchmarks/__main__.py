@@ -2,7 +2,10 @@
 
 python -m benchmarks --quick           the usual code and pytorch-msssim, two minutes
 python -m benchmarks                   every library that is installed (benchmarks/requirements.txt)
+python -m benchmarks --full            more shapes and dtypes, memory as well; an hour
 python -m benchmarks accuracy          relative errors against float64
+python -m benchmarks ceilings          what this machine can do at most
+python -m benchmarks readme            README's tables and pictures from the saved results
 python -m benchmarks table FILE.csv    a saved run as a Markdown table
 python -m benchmarks plot FILE.csv     and as a picture beside it
 """
@@ -15,12 +18,16 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, results
-from .engine import OURS, Measurement, Workload, measure, peak_bytes
+from . import accuracy, ceilings, readme, results
+from .engine import OURS, Measurement, Workload, measure
 from .providers import BY_NAME, PROVIDERS, QUICK
 
 LARGE = ["16x3x256x256", "1x3x1080x1920"]
 SMALL = ["1x1x28x28", "128x1x28x28", "1x1x128x128", "5x1x128x128"]
+SIZES = ["1x1x256x256", "1x1x1024x1024", "1x1x4096x4096"]
+MEMORY = ["1x3x1080x1920"]
+COMMANDS = ["run", "accuracy", "ceilings", "readme", "table", "plot"]
+DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -40,18 +47,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", default="run", choices=["run", "accuracy", "table", "plot"]
+        "command",
+        nargs="?",
+        default="run",
+        choices=["run", "accuracy", "ceilings", "readme", "table", "plot"],
     )
     parser.add_argument("file", nargs="?", type=Path, help="for table and plot")
     parser.add_argument("--quick", action="store_true", help="few providers, a short budget")
+    parser.add_argument("--full", action="store_true", help="every shape, dtype and mode")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="NxCxHxW")
     parser.add_argument("--providers", nargs="+", choices=list(BY_NAME), metavar="NAME")
-    parser.add_argument("--modes", nargs="+", choices=["value", "step"], default=["value", "step"])
+    parser.add_argument(
+        "--modes", nargs="+", choices=["value", "step", "memory"], default=["value", "step"]
+    )
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--budget", type=float, help="seconds for each workload")
-    parser.add_argument("--memory", action="store_true", help="peak memory of each, as well")
     parser.add_argument("--out", type=Path, default=None, help="where CSV and JSON go")
     parser.add_argument("--name", default=None, help="of the result files")
     return parser
@@ -78,26 +90,32 @@ def run(args: argparse.Namespace) -> int:
         for shape in shapes
         for mode in args.modes
     ]
+    if args.full:
+        workloads += [
+            *(Workload(mode, _shape(text)) for text in SIZES for mode in args.modes),
+            *(
+                Workload(mode, _shape(LARGE[1]), dtype)
+                for dtype in DTYPES[1:]
+                for mode in args.modes
+            ),
+            *(Workload("memory", _shape(text)) for text in MEMORY),
+        ]
     for name in names:
-        if reason := BY_NAME[name].missing():
+        if reason := BY_NAME[name].missing(args.device):
             print(f"left out: {name}: {reason}", file=sys.stderr)
     measurements: list[Measurement] = []
     for i, workload in enumerate(workloads):
         print(f"[{i + 1}/{len(workloads)}] {workload}", file=sys.stderr)
         found, finished = measure(workload, names, budget, _show)
         measurements += found
-        if args.memory and finished:
-            for measurement in found:
-                if measurement.seconds:
-                    measurement.peak_bytes = peak_bytes(measurement.provider, workload)
         if not finished:
             print("\ninterrupted; what was measured is kept", file=sys.stderr)
             break
     rows = _rows(measurements)
-    name = args.name or ("quick" if args.quick else "run")
+    name = args.name or ("quick" if args.quick else "full" if args.full else "run")
     path = results.save(args.out or results.RESULTS, name, rows)
     print(f"\nns a pixel and channel, median (time relative to ssim_fused); saved in {path}\n")
-    print(results.markdown(results.load(path)))
+    results.show(results.load(path))
     wrong = [m for m in measurements if m.provider == OURS and not m.agrees]
     for measurement in wrong:
         print(f"ssim_fused disagrees with float64: {measurement.workload} {measurement.problem}")
@@ -119,6 +137,15 @@ def main(argv: list[str] | None = None) -> int:
         print(accuracy.markdown(rows, "value_error"))
         print("\ngradient\n")
         print(accuracy.markdown(rows, "gradient_error"))
+        return 0
+    if args.command == "ceilings":
+        path = results.save(
+            args.out or results.RESULTS, args.name or "ceilings", ceilings.by_threads()
+        )
+        print(path.read_text())
+        return 0
+    if args.command == "readme":
+        print(*readme.update(), sep="\n")
         return 0
     if args.file is None or not args.file.exists():
         parser.error(f"{args.command} needs a saved CSV file, got {args.file}")

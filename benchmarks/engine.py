@@ -28,7 +28,10 @@ OURS = "ssim_fused"
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured: "value", or "step" (value and gradient to the first image)."""
+    """What is measured: "value", "step" (value and gradient to the first image), or "memory".
+
+    The last is the peak of a step's extra memory, in bytes.
+    """
 
     mode: str
     shape: tuple[int, int, int, int]
@@ -66,6 +69,8 @@ class Measurement:
         median = self.median
         quartiles = statistics.quantiles(self.seconds, n=4) if len(self.seconds) > 1 else [None] * 3
         ratio = median / ours.median if median and ours and ours.median else None
+        if self.peak_bytes and ours and ours.peak_bytes:
+            ratio = self.peak_bytes / ours.peak_bytes
         return {
             "provider": self.provider,
             **asdict(self.workload) | {"shape": "x".join(map(str, self.workload.shape))},
@@ -167,8 +172,8 @@ def prepare(workload: Workload, names: Iterable[str]) -> tuple[list[Measurement]
         provider = BY_NAME[name]
         measurement = Measurement(name, workload)
         measurements.append(measurement)
-        measurement.problem = provider.missing() or ""
-        if workload.mode == "step" and not provider.gradient:
+        measurement.problem = provider.missing(workload.device) or ""
+        if workload.mode != "value" and not provider.gradient:
             measurement.problem = "no gradient"
         if measurement.problem:
             continue
@@ -199,6 +204,8 @@ def measure(
     """
     measurements, calls = prepare(workload, names)
     by_name = {m.provider: m for m in measurements}
+    if workload.mode == "memory":
+        return measurements, _measure_memory(by_name, list(calls), progress)
     clock = Clock(workload.device)
     order = list(calls)
     shuffle = random.Random(0)
@@ -220,6 +227,19 @@ def measure(
 
 
 # ---- memory ----
+
+
+def _measure_memory(
+    by_name: dict[str, Measurement], names: list[str], progress: Callable[[str], None]
+) -> bool:
+    try:
+        for name in names:
+            progress(f"{by_name[name].workload}: {name}")
+            by_name[name].peak_bytes = peak_bytes(name, by_name[name].workload)
+    except KeyboardInterrupt:
+        return False
+    return True
+
 
 _MEMORY = """
 import sys

@@ -8,6 +8,7 @@ engine checks it against float64 with exactly that.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +31,15 @@ class Provider:
     differs: str = ""  # in words, for the tables
     gradient: bool = True
     tolerance: float = 1e-4  # of the float32 value, relative; the usual form loses digits
+    module: str | None = None  # of a build that is not on PyPI, for CUDA alone
 
-    def missing(self) -> str | None:
+    def missing(self, device: str = "cpu") -> str | None:
         """Why this provider cannot run here, or None."""
+        if self.module is not None:
+            if not device.startswith("cuda"):
+                return "runs on CUDA only"
+            found = importlib.util.find_spec(self.module)
+            return None if found else f"{self.module} is not installed"
         if self.package is None:
             return None
         try:
@@ -85,6 +92,26 @@ def _article_compiled() -> Loss:
     from .article import SSIMLoss
 
     return _channels_apart(torch.compile(SSIMLoss(), dynamic=False))
+
+
+def _separable(compiled: bool = False, channels_last: bool = False) -> Loss:
+    from .separable import SeparableSSIMLoss
+
+    loss: Loss = SeparableSSIMLoss()
+    loss = torch.compile(loss, dynamic=False) if compiled else loss
+    return _channels_last(loss) if channels_last else loss
+
+
+def _fused_ssim() -> Loss:
+    from fused_ssim import fused_ssim
+
+    return lambda x, y: 1 - fused_ssim(x, y)
+
+
+def _fussim() -> Loss:
+    from fussim import fused_ssim
+
+    return lambda x, y: 1 - fused_ssim(x, y)
 
 
 def _pytorch_msssim() -> Loss:
@@ -172,6 +199,22 @@ PROVIDERS = [
     ),
     Provider("usual code", _article, differs="five 11x11 conv2d; 1e-12 in the denominator"),
     Provider("usual code, compiled", _article_compiled, differs="the same under torch.compile"),
+    Provider("separable", _separable, differs="two one-dimensional conv2d"),
+    Provider(
+        "separable, channels last",
+        partial(_separable, channels_last=True),
+        differs="the same, converted to channels-last in each call",
+    ),
+    Provider(
+        "separable, compiled",
+        partial(_separable, compiled=True),
+        differs="the same under torch.compile",
+    ),
+    Provider(
+        "separable, compiled, channels last",
+        partial(_separable, compiled=True, channels_last=True),
+        differs="both",
+    ),
     Provider(
         "pytorch-msssim",
         _pytorch_msssim,
@@ -208,6 +251,9 @@ PROVIDERS = [
         differs="windows inside the image only",
         gradient=False,
     ),
+    # optimized-fused-ssim is a fork that installs under the same name
+    Provider("fused-ssim", _fused_ssim, module="fused_ssim"),
+    Provider("fussim", _fussim, module="fussim"),
     Provider("OpenCV", _opencv, "opencv-python-headless", "5.0.0.93", gradient=False),
 ]
 BY_NAME = {provider.name: provider for provider in PROVIDERS}

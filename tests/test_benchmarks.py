@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import accuracy, engine, providers, results
+from benchmarks import accuracy, ceilings, engine, providers, readme, results
 from benchmarks.engine import Workload
 
 TINY = Workload("step", (2, 1, 24, 30))
@@ -132,6 +133,74 @@ def test_accuracy_rows(monkeypatch):
     usual = {row["family"]: row for row in rows if row["provider"] == "usual code"}
     assert usual["noise 1e-4"]["value_error"] > 1e-4
     assert "| usual code |" in accuracy.markdown(rows, "value_error")
+
+
+def test_memory_is_a_mode(tmp_path, capsys):
+    arguments = ["--providers", "ssim_fused", "usual code", "--shapes", "1x1x512x512"]
+    assert cli.main([*arguments, "--modes", "memory", "--out", str(tmp_path)]) == 0
+    rows = {row["provider"]: row for row in results.load(tmp_path / "run.csv")}
+    if not rows["ssim_fused"]["peak_bytes"]:
+        pytest.skip("needs Linux's /proc")
+    assert float(rows["ssim_fused"]["ratio_to_ours"]) == 1.0
+    assert float(rows["usual code"]["ratio_to_ours"]) > 2
+    assert "MiB" in capsys.readouterr().out
+
+
+def test_a_build_for_cuda_is_left_out_on_a_cpu():
+    for name in ("fused-ssim", "fussim"):
+        assert providers.BY_NAME[name].missing("cpu") == "runs on CUDA only"
+        if importlib.util.find_spec(providers.BY_NAME[name].module) is None:
+            assert "not installed" in providers.BY_NAME[name].missing("cuda")
+
+
+@pytest.mark.parametrize("name", ["separable", "separable, channels last"])
+def test_separable_code_agrees_with_float64(name):
+    provider = providers.BY_NAME[name]
+    error, agrees = engine.verify(provider, provider.make(), Workload("value", (2, 3, 40, 50)))
+    assert agrees, error
+
+
+def test_readme_shows_the_committed_results():
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.with_tables(text) == text, "run python -m benchmarks readme"
+
+
+def test_readme_is_seen_to_differ(tmp_path):
+    for name in ("quick.csv", "accuracy.csv"):
+        rows = results.load(results.RESULTS / name)
+        for row in rows:
+            for column in ("ns_per_pixel", "value_error"):
+                if row.get(column):
+                    row[column] = str(7 * float(row[column]))
+        results.save(tmp_path, name.removesuffix(".csv"), rows)
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.with_tables(text, tmp_path) != text
+    with pytest.raises(ValueError, match="no place for the table 'speed'"):
+        readme.with_tables("nothing")
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = results.load(results.RESULTS / "quick.csv")
+    for row in rows[:4]:
+        row["peak_bytes"] = "1000"
+    errors = results.load(results.RESULTS / "accuracy.csv")
+    for draw, data in (
+        (results.plot_sizes, rows),
+        (results.plot_memory, rows),
+        (results.plot_accuracy, errors),
+        (results.plot_roofline, rows),
+    ):
+        assert draw(data, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 1000
+        (tmp_path / "picture.png").unlink()
+
+
+def test_ceilings_are_above_what_is_reached():
+    found = ceilings.measure(0.05)
+    assert found["gflops"] > 1
+    assert found["cache_gb_s"] > 0
+    assert ceilings.floor_ns(found, "step") >= ceilings.floor_ns(found, "value") > 0
 
 
 @pytest.mark.parametrize("text", ["16x3", "axbxcxd", "0x1x2x3"])

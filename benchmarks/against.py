@@ -1,0 +1,141 @@
+"""Two commits on one machine: `python -m benchmarks.against REF` builds REF beside the working tree.
+
+Each side runs in a process of its own; they are asked in turns, in random order, so that whatever
+else the machine does meets both. A figure has moved where the medians differ by more than 3 % and
+by more than three times what chance makes of a median with so many runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAST = 0.03  # a difference that is worth a word
+SHAPES = ("16x3x256x256", "1x3x1080x1920", "1x1x28x28", "128x1x28x28", "5x1x128x128")
+
+_WORKER = """
+import sys
+from benchmarks.engine import Clock, Workload, call_of
+from ssim_fused import ssim_loss
+clock, calls = Clock("cpu"), {}
+for line in sys.stdin:
+    mode, shape, count = line.split()
+    if (mode, shape) not in calls:
+        calls[mode, shape] = call_of(ssim_loss, Workload(mode, tuple(map(int, shape.split("x")))))
+        calls[mode, shape]()
+    times = [clock.time(calls[mode, shape]) for _ in range(int(count))]
+    print(*times, flush=True)
+"""
+
+
+def moved(before: list[float], after: list[float]) -> bool:
+    """Whether two samples of times differ beyond noise."""
+
+    def error(times: list[float]) -> float:  # of the median, from the quartiles
+        lower, _, upper = statistics.quantiles(times, n=4)
+        return 1.2533 * (upper - lower) / 1.349 / math.sqrt(len(times))
+
+    difference = abs(statistics.median(after) - statistics.median(before))
+    noise = math.hypot(error(before), error(after))
+    return difference > max(3 * noise, LEAST * statistics.median(before))
+
+
+class Side:
+    """One version, in a process that times what it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        # the benchmark's code is the working tree's on both sides, the library is each side's own
+        environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{ROOT}"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=root / "ssim_fused",
+        )
+
+    def times(self, mode: str, shape: str, count: int) -> list[float]:
+        self.process.stdin.write(f"{mode} {shape} {count}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that measures has ended")
+        return [float(time) for time in line.split()]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def build(ref: str, place: Path) -> None:
+    """`ref`'s files with its own library."""
+    remove(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", str(place), ref]
+    subprocess.run(git, check=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {**os.environ, "SSIM_FUSED_REQUIRE_NATIVE": "1", "SSIM_FUSED_CUDA": "0"}
+    run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{ref} does not build:\n{run.stderr[-2000:]}")
+
+
+def remove(place: Path) -> None:
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "remove", "--force", str(place)], capture_output=True)
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run([*git, "prune"], capture_output=True)
+
+
+def compare(sides: dict[str, Side], modes: list[str], shapes: list[str], rounds: int) -> int:
+    """Print every figure; how many have moved."""
+    count = 0
+    shuffle = random.Random(0)
+    print(f"{'':<24}{'before':>12}{'now':>12}{'':>4}change")
+    for shape in shapes:
+        for mode in modes:
+            times: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(rounds):
+                for name in shuffle.sample(list(sides), len(sides)):
+                    times[name] += sides[name].times(mode, shape, 5)
+            before, now = (statistics.median(times[name]) for name in ("before", "now"))
+            is_moved = moved(times["before"], times["now"])
+            count += is_moved
+            change = f"{now / before - 1:+.1%}" + (" moved" if is_moved else "")
+            print(f"{mode:<6}{shape:<18}{1e6 * before:>9.1f} us{1e6 * now:>9.1f} us    {change}")
+    return count
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
+    parser.add_argument("ref", help="a commit, branch or tag")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
+    parser.add_argument("--modes", nargs="+", choices=["value", "step"], default=["value", "step"])
+    parser.add_argument("--rounds", type=int, default=30, help="of five runs on each side")
+    args = parser.parse_args(argv)
+    place = ROOT / "build" / "against"
+    try:
+        build(args.ref, place)
+        sides = {"before": Side(place), "now": Side(ROOT)}
+        try:
+            count = compare(sides, args.modes, args.shapes, args.rounds)
+        finally:
+            for side in sides.values():
+                side.close()
+    finally:
+        remove(place)
+    print(f"{count} figures have moved" if count else "nothing has moved beyond noise")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

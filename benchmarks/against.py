@@ -1,4 +1,4 @@
-"""Two commits on one machine: `python -m benchmarks.against REF` builds REF beside the working tree.
+"""Two commits on one machine: `python -m benchmarks.against REF` builds REF beside this tree.
 
 Each side runs in a process of its own; they are asked in turns, in random order, so that whatever
 else the machine does meets both. A figure has moved where the medians differ by more than 3 % and

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import accuracy, results
+from . import accuracy, results, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("16x3x256x256", "1x3x1080x1920")
@@ -32,17 +32,21 @@ def accuracy_table(folder: Path) -> str:
     )
 
 
-TABLES = {"speed": speed_table, "accuracy": accuracy_table}
+def train_step_table(folder: Path) -> str:
+    return train_step.markdown(results.load(folder / "train_step.csv"))
+
+
+TABLES = {"speed": speed_table, "train_step": train_step_table, "accuracy": accuracy_table}
 
 
 def with_tables(text: str, folder: Path = results.RESULTS) -> str:
     """README's text with every table as the results have it."""
     for name, table in TABLES.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(text):
             raise ValueError(f"README has no place for the table {name!r}")
         made = table(folder)
-        text = block.sub(lambda found, made=made: found[1] + made + found[2], text)
+        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
     return text
 
 

@@ -7,9 +7,19 @@ import json
 
 import pytest
 import torch
+from tables import relative_error
 
 from benchmarks import __main__ as cli
-from benchmarks import accuracy, ceilings, engine, providers, readme, results
+from benchmarks import (
+    accuracy,
+    against,
+    ceilings,
+    engine,
+    providers,
+    readme,
+    results,
+    train_step,
+)
 from benchmarks.engine import Workload
 
 TINY = Workload("step", (2, 1, 24, 30))
@@ -166,10 +176,10 @@ def test_readme_shows_the_committed_results():
 
 
 def test_readme_is_seen_to_differ(tmp_path):
-    for name in ("quick.csv", "accuracy.csv"):
+    for name in ("quick.csv", "accuracy.csv", "train_step.csv"):
         rows = results.load(results.RESULTS / name)
         for row in rows:
-            for column in ("ns_per_pixel", "value_error"):
+            for column in ("ns_per_pixel", "value_error", "step_ms"):
                 if row.get(column):
                     row[column] = str(7 * float(row[column]))
         results.save(tmp_path, name.removesuffix(".csv"), rows)
@@ -201,6 +211,57 @@ def test_ceilings_are_above_what_is_reached():
     assert found["gflops"] > 1
     assert found["cache_gb_s"] > 0
     assert ceilings.floor_ns(found, "step") >= ceilings.floor_ns(found, "value") > 0
+
+
+def test_what_a_whole_step_gains(tmp_path, capsys, monkeypatch):
+    small = {"CVAE": train_step.cvae, "super-resolution": train_step.super_resolution}
+    monkeypatch.setattr(train_step, "TASKS", small)
+    assert train_step.main(["--budget", "0.01", "--out", str(tmp_path)]) == 0
+    rows = results.load(tmp_path / "train_step.csv")
+    assert len(rows) == 4
+    assert all(0 < float(row["loss_ms"]) < float(row["step_ms"]) for row in rows)
+    assert "| CVAE |" in capsys.readouterr().out
+
+
+def test_both_losses_train_alike():
+    gradients = []
+    for loss in train_step.LOSSES.values():
+        torch.manual_seed(0)
+        task = train_step.super_resolution()
+        train_step.one_step(task, loss, torch.optim.SGD(task[0].parameters(), lr=0.0))
+        gradients.append(task[0][0].weight.grad)
+    assert relative_error(gradients[1], gradients[0]) < 1e-3
+
+
+def test_what_has_moved():
+    generator = torch.Generator().manual_seed(0)
+
+    def times(median):
+        return (median * (1 + 0.1 * torch.rand(150, generator=generator))).tolist()
+
+    assert not against.moved(times(1.0), times(1.0))
+    assert against.moved(times(1.0), times(1.1))
+    assert against.moved(times(1.1), times(1.0))
+    assert not against.moved(times(1.0), times(1.01))  # beyond noise, but not worth a word
+    assert not against.moved([1.0, 2.0, 3.0, 4.0], [1.2, 2.2, 3.2, 4.2])  # lost in noise
+
+
+class _Fixed:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def times(self, mode, shape, count):
+        return [self.seconds * (1 + 0.01 * i) for i in range(count)]
+
+
+def test_a_commit_that_is_slower_is_told(capsys):
+    assert (
+        against.compare({"before": _Fixed(1.0), "now": _Fixed(1.0)}, ["step"], ["1x1x8x8"], 4) == 0
+    )
+    assert (
+        against.compare({"before": _Fixed(1.0), "now": _Fixed(1.2)}, ["step"], ["1x1x8x8"], 4) == 1
+    )
+    assert "+20.0% moved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["16x3", "axbxcxd", "0x1x2x3"])

@@ -280,8 +280,20 @@ def plot_roofline(rows: list[dict[str, str]], path: Path) -> bool:
     for name, label in (("memory_gb_s", "memory"), ("cache_gb_s", "cache")):
         roof = [min(ceiling["gflops"], ceiling[name] * i) for i in intensity]
         ax.plot(intensity, roof, color="#555555", ls="-" if label == "memory" else ":")
-        ax.annotate(f"{label}: {ceiling[name]:.0f} GB/s", (intensity[0], roof[0]), fontsize=8)
-    ax.annotate(f"{ceiling['gflops']:.0f} GFLOP/s", (intensity[-3], ceiling["gflops"]), fontsize=8)
+        ax.annotate(
+            f"{label}: {ceiling[name]:.0f} GB/s",
+            (intensity[2], roof[2]),
+            fontsize=8,
+            xytext=(6, -10),
+            textcoords="offset points",
+        )
+    ax.annotate(
+        f"{ceiling['gflops']:.0f} GFLOP/s",
+        (intensity[-3], ceiling["gflops"]),
+        fontsize=8,
+        xytext=(0, 4),
+        textcoords="offset points",
+    )
     for row in timed:
         value = row["mode"] == "value"
         flops, size = (
@@ -293,7 +305,9 @@ def plot_roofline(rows: list[dict[str, str]], path: Path) -> bool:
         point = (flops / size, flops / float(row["ns_per_pixel"]))
         ax.plot(*point, "o" if value else "s", color=OURS if ours else OTHERS, ms=8 if ours else 5)
         if ours:
-            ax.annotate(row["mode"], point, xytext=(8, -3), textcoords="offset points")
+            ax.annotate(
+                row["mode"], point, xytext=(8, 4 if value else -12), textcoords="offset points"
+            )
     ax.set(xscale="log", yscale="log", xlabel="multiply-adds' flops a byte that must move")
     ax.set_ylabel("GFLOP/s of the filters alone")
     ax.set_title("1x3x1080x1920, float32: ssim_fused, and the others in blue", fontsize=10)

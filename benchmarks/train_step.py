@@ -2,8 +2,8 @@
 
 Three small trainings: a conditional VAE, a super-resolution network, and a picture fitted at 1080p,
 its pixels from a coarse grid of colours (rendering is cheap there, as it is on the GPU of those who
-fit radiance fields). Steps with the usual code's loss and with ours are interleaved; the loss's share
-is its own time, value and gradient, within the same step.
+fit radiance fields). Steps with the loss of the usual code and with ours are interleaved. The share
+of the loss is its own time, value and gradient, within the same step.
 """
 
 from __future__ import annotations

@@ -130,13 +130,15 @@ Problem make_problem(const Tensor& input, const Tensor& target, const std::vecto
 
 // ---- the cut into items ----
 
-constexpr int64_t kBlock = 16;  // the largest vector's width: cuts waste less on its multiples
-constexpr int64_t kMaxTileWidth =
-    1024;  // what an item keeps between its rows stays in the L2 cache
+// cuts waste least on multiples of the largest vector's width
+constexpr int64_t kBlock = 16;
+// what an item keeps between its rows stays in the L2 cache
+constexpr int64_t kMaxTileWidth = 1024;
 constexpr int64_t kMaxBandHeight = 512;
 constexpr int64_t kMaxInterleaved = 256;
-constexpr int64_t kMinBandHeight = 128;  // lower ones would mostly make what others make, too
-constexpr int64_t kItems = 8;           // so many give several threads work, where there is enough
+// so many items give several threads work; lower bands would mostly make what others make, too
+constexpr int64_t kItems = 8;
+constexpr int64_t kMinBandHeight = 128;
 
 struct Cut {
   int64_t parts, size;

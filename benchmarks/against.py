@@ -17,23 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import torch
+
+from .worker import ROOT, Worker
+
 LEAST = 0.03  # a difference that is worth a word
 SHAPES = ("16x3x256x256", "1x3x1080x1920", "1x1x28x28", "128x1x28x28", "5x1x128x128")
-
-_WORKER = """
-import sys
-from benchmarks.engine import Clock, Workload, call_of
-from ssim_fused import ssim_loss
-clock, calls = Clock("cpu"), {}
-for line in sys.stdin:
-    mode, shape, count = line.split()
-    if (mode, shape) not in calls:
-        calls[mode, shape] = call_of(ssim_loss, Workload(mode, tuple(map(int, shape.split("x")))))
-        calls[mode, shape]()
-    times = [clock.time(calls[mode, shape]) for _ in range(int(count))]
-    print(*times, flush=True)
-"""
 
 
 def moved(before: list[float], after: list[float]) -> bool:
@@ -46,34 +35,6 @@ def moved(before: list[float], after: list[float]) -> bool:
     difference = abs(statistics.median(after) - statistics.median(before))
     noise = math.hypot(error(before), error(after))
     return difference > max(3 * noise, LEAST * statistics.median(before))
-
-
-class Side:
-    """One version, in a process that times what it is asked for."""
-
-    def __init__(self, root: Path) -> None:
-        # the benchmark's code is the working tree's on both sides, the library is each side's own
-        environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{ROOT}"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=root / "ssim_fused",
-        )
-
-    def times(self, mode: str, shape: str, count: int) -> list[float]:
-        self.process.stdin.write(f"{mode} {shape} {count}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("the process that measures has ended")
-        return [float(time) for time in line.split()]
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def build(ref: str, place: Path) -> None:
@@ -96,17 +57,17 @@ def remove(place: Path) -> None:
     subprocess.run([*git, "prune"], capture_output=True)
 
 
-def compare(sides: dict[str, Side], modes: list[str], shapes: list[str], rounds: int) -> int:
+def compare(sides: dict[str, Worker], modes: list[str], shapes: list[str], rounds: int) -> int:
     """Print every figure; how many have moved."""
     count = 0
-    shuffle = random.Random(0)
+    shuffle, threads = random.Random(0), torch.get_num_threads()
     print(f"{'':<24}{'before':>12}{'now':>12}{'':>4}change")
     for shape in shapes:
         for mode in modes:
             times: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(rounds):
                 for name in shuffle.sample(list(sides), len(sides)):
-                    times[name] += sides[name].times(mode, shape, 5)
+                    times[name] += sides[name].times(mode, shape, threads)
             before, now = (statistics.median(times[name]) for name in ("before", "now"))
             is_moved = moved(times["before"], times["now"])
             count += is_moved
@@ -125,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     place = ROOT / "build" / "against"
     try:
         build(args.ref, place)
-        sides = {"before": Side(place), "now": Side(ROOT)}
+        sides = {"before": Worker(place), "now": Worker()}
         try:
             count = compare(sides, args.modes, args.shapes, args.rounds)
         finally:

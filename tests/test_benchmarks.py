@@ -14,6 +14,7 @@ from benchmarks import (
     accuracy,
     against,
     ceilings,
+    cpu,
     engine,
     providers,
     readme,
@@ -223,6 +224,14 @@ def test_what_a_whole_step_gains(tmp_path, capsys, monkeypatch):
     assert "| CVAE |" in capsys.readouterr().out
 
 
+def test_every_instruction_set_is_measured(tmp_path, capsys):
+    assert cpu.main(["--shapes", "1x1x40x40", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    rows = results.load(tmp_path / "cpu.csv")
+    assert {row["isa"] for row in rows} == set(cpu.available())
+    assert all(float(r["gain_over_baseline"]) == 1 for r in rows if r["isa"] == "baseline")
+    assert "x one thread" in capsys.readouterr().out
+
+
 def test_both_losses_train_alike():
     gradients = []
     for loss in train_step.LOSSES.values():
@@ -250,8 +259,8 @@ class _Fixed:
     def __init__(self, seconds):
         self.seconds = seconds
 
-    def times(self, mode, shape, count):
-        return [self.seconds * (1 + 0.01 * i) for i in range(count)]
+    def times(self, mode, shape, threads):
+        return [self.seconds * (1 + 0.01 * i) for i in range(5)]
 
 
 def test_a_commit_that_is_slower_is_told(capsys):

@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         if not finished:
             print("\ninterrupted; what was measured is kept", file=sys.stderr)
             break
+    if not measurements:
+        return 1
     rows = _rows(measurements)
     name = args.name or ("quick" if args.quick else "full" if args.full else "run")
     path = results.save(args.out or results.RESULTS, name, rows)

@@ -168,6 +168,7 @@ class Clock:
 def prepare(workload: Workload, names: Iterable[str]) -> tuple[list[Measurement], dict]:
     """Each provider imported, verified and called once; those that can be timed, and how."""
     measurements, calls = [], {}
+    torch.compiler.reset()  # or a new shape would find the compiler's patience used up
     for name in names:
         provider = BY_NAME[name]
         measurement = Measurement(name, workload)
@@ -202,7 +203,10 @@ def measure(
     Rounds in random order, three at least, until the budget is used. A round calls every provider,
     a fast one five times, so that slow ones do not starve it.
     """
-    measurements, calls = prepare(workload, names)
+    try:
+        measurements, calls = prepare(workload, names)
+    except KeyboardInterrupt:
+        return [], False
     by_name = {m.provider: m for m in measurements}
     if workload.mode == "memory":
         return measurements, _measure_memory(by_name, list(calls), progress)

@@ -106,6 +106,23 @@ def test_an_interrupt_keeps_what_was_measured(planted, tmp_path, capsys):
     assert int(row["runs"]) > 0
 
 
+def test_an_interrupt_while_a_library_starts_keeps_what_was_measured(planted, tmp_path, capsys):
+    seen = []
+
+    def loss(x, y):
+        if seen and x.shape != seen[0]:
+            raise KeyboardInterrupt
+        seen.append(x.shape)
+        return (x - y).square().mean()
+
+    planted(loss)
+    arguments = ["--providers", "planted", "--modes", "value", "--budget", "0.01"]
+    cli.main([*arguments, "--shapes", "1x1x16x16", "1x1x20x20", "--out", str(tmp_path)])
+    assert "interrupted" in capsys.readouterr().err
+    (row,) = results.load(tmp_path / "run.csv")
+    assert row["shape"] == "1x1x16x16"
+
+
 def test_quick_run_writes_results_that_can_be_shown(tmp_path, capsys):
     arguments = ["--quick", "--shapes", "1x1x20x24", "--budget", "0.01", "--out", str(tmp_path)]
     assert cli.main(arguments) == 0

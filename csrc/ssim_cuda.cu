@@ -13,8 +13,11 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace ssim_fused {
@@ -78,7 +81,8 @@ struct Call {
 struct Outputs {
   Tensor *weight = nullptr, *map = nullptr, *grad_input = nullptr, *grad_target = nullptr;
   Tensor* parts = nullptr;  // made here
-  double grad_scale = 1;
+  Tensor* value = nullptr;  // what the parts add up to
+  double value_scale = 1, grad_scale = 1;
 };
 
 int multiprocessors(int device) {
@@ -94,11 +98,35 @@ cudaStream_t current_stream(int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// The count of blocks that a launch needs, 0 before it and again after it. One for each stream,
+// whose launches follow one another; a graph has its own, since it may be replayed beside them.
+Tensor arrivals(const Tensor& like, int device, cudaStream_t stream) {
+  const auto zero = [&] {
+    Tensor counter = torch::stable::new_empty(like, {1}, ScalarType::Int);
+    check(cudaMemsetAsync(counter.data_ptr(), 0, sizeof(unsigned), stream), "a memset");
+    return counter;
+  };
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), "a stream query");
+  if (capture != cudaStreamCaptureStatusNone) return zero();
+
+  unsigned long long id = 0;
+  check(cudaStreamGetId(stream, &id), "a stream query");
+  static std::mutex mutex;
+  // never destroyed: CUDA may end before this library does
+  static auto& counters = *new std::map<std::pair<int, unsigned long long>, Tensor>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = counters.find({device, id});
+  if (found != counters.end()) return found->second;
+  return counters.emplace(std::pair(device, id), zero()).first->second;
+}
+
 template <typename T>
 void launch(Task task, const Call& call, const Outputs& out) {
   using A = typename Accumulate<T>::type;
   const Tensor& input = call.input;
   const int device = input.get_device_index();
+  const cudaStream_t stream = current_stream(device);
   Problem<A> p{};
   p.g = choose_geometry(static_cast<int>(input.size(0)), static_cast<int>(input.size(1)),
                         static_cast<int>(input.size(2)), static_cast<int>(input.size(3)),
@@ -127,6 +155,11 @@ void launch(Task task, const Call& call, const Outputs& out) {
     *out.parts = torch::stable::new_empty(input, {p.g.parts()}, ScalarType::Double);
     p.parts = static_cast<double*>(out.parts->data_ptr());
   }
+  if (out.value != nullptr) {
+    p.value = static_cast<A*>(out.value->data_ptr());
+    p.value_scale = out.value_scale;
+    p.arrived = static_cast<unsigned*>(arrivals(input, device, stream).data_ptr());
+  }
   p.c1 = static_cast<A>(call.k1 * call.k1);
   p.c2 = static_cast<A>(call.k2 * call.k2);
   p.inverse_range = static_cast<A>(1 / call.data_range);
@@ -135,7 +168,7 @@ void launch(Task task, const Call& call, const Outputs& out) {
 
   dispatch<T>(task, p.g, [&]<int kTaps, Task kTask>() {
     ssim_kernel<T, kTaps, kTask><<<static_cast<unsigned>(p.g.blocks), p.g.threads,
-                                   p.g.shared_words() * sizeof(A), current_stream(device)>>>(p);
+                                   p.g.shared_words() * sizeof(A), stream>>>(p);
   });
   check(cudaGetLastError(), "a kernel launch");
 }
@@ -155,7 +188,7 @@ void launch(Task task, const Call& call, const Outputs& out) {
   }
 }
 
-// value: [] or [N]; each is scale times its share of the parts
+// value: [N]; each is scale times its share of the parts
 void reduce(const Tensor& parts, double scale, Tensor& value) {
   const int device = value.get_device_index();
   const Int64 each = parts.numel() / value.numel();
@@ -204,9 +237,13 @@ std::tuple<Tensor, Tensor, Tensor> loss_cuda(Tensor input, Tensor target,
   const double images = static_cast<double>(input.size(0));
   const double count = reduction == "sum" ? 1.0 : call.image_pixels() * (image ? 1.0 : images);
   Tensor to_input = gradient_for(input, grad_input), to_target = gradient_for(target, grad_target);
+  Tensor value = image ? torch::stable::new_empty(input, {input.size(0)}, accumulate_type(input))
+                       : torch::stable::new_empty(input, {}, accumulate_type(input));
   Tensor parts = to_input;
   Outputs out;
   out.parts = &parts;
+  out.value = image ? nullptr : &value;
+  out.value_scale = 1 / count;
   out.grad_scale = input.scalar_type() == ScalarType::Half ? 1.0 : 1.0 / count;
   if (grad_input || grad_target) {
     launch_gradients(call, out, to_input, to_target, grad_input, grad_target, Task::gradient,
@@ -214,9 +251,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_cuda(Tensor input, Tensor target,
   } else {
     launch(Task::value, call, out);
   }
-  Tensor value = image ? torch::stable::new_empty(input, {input.size(0)}, accumulate_type(input))
-                       : torch::stable::new_empty(input, {}, accumulate_type(input));
-  reduce(parts, 1 / count, value);
+  if (image) reduce(parts, 1 / count, value);
   return {value, to_input, to_target};
 }
 

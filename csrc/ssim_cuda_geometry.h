@@ -83,7 +83,7 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   g.moments_row = kRun * g.runs + reach;
   g.derivatives_row = most(reach + kRun * g.runs, kRun * g.gradient_runs + reach);
   g.across_row = kRun * g.gradient_runs;
-  // `across` takes the place of the moments
+  // `across` takes the place of the moments, and so does the sum of the parts, a double a thread
   g.moments = g.rows() * most(4 * g.moments_row, maps * g.across_row);
   g.derivatives = maps * g.rows() * g.derivatives_row;
   g.history = g.fast() ? 0 : round_up_4(maps * g.halo() * g.planes * g.tile_w);

@@ -27,8 +27,9 @@
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Rows in registers cost 30 moves for every 8 rows, and up to 168 registers a thread.
 //
-// Sums: one for each plane, band and tile, added up in a fixed order; no atomics. Offsets are
-// 64-bit.
+// Sums: one for each plane, band and tile, added up in a fixed order by the block that finishes
+// last, so a scalar loss and its gradient are one launch; blocks are counted, no sum is atomic.
+// Offsets are 64-bit.
 #pragma once
 
 #include "dtypes.h"
@@ -54,7 +55,10 @@ struct Problem {
   void* map;        // [N, C, OH, OW], contiguous
   void* grad_input;
   void* grad_target;
-  double* parts;  // [N, C, bands, tiles]: sums of 1 - SSIM
+  double* parts;      // [N, C, bands, tiles]: sums of 1 - SSIM
+  A* value;           // value_scale * all of them; null where they are added up later
+  unsigned* arrived;  // blocks that have left their parts: 0 before a launch, and again after it
+  double value_scale;
   Int64 input_stride[4], target_stride[4], weight_stride[4];
   Int64 grad_input_stride[4], grad_target_stride[4];
   A c1, c2, inverse_range, grad_scale;
@@ -109,6 +113,23 @@ struct Divider {
   }
 };
 
+// out = scale * sum of parts[0, count): by all threads of a block, in a fixed order
+template <typename A>
+SSIM_DEVICE void sum_parts(const double* parts, Int64 count, double scale, A* out, double* sums,
+                           int threads) {
+  const int thread = static_cast<int>(threadIdx.x);
+  double sum = 0;
+  for (Int64 i = thread; i < count; i += threads) sum += parts[i];
+  sums[thread] = sum;
+  __syncthreads();
+  for (int left = threads; left > 1; left = (left + 1) / 2) {
+    const int upper = (left + 1) / 2;
+    if (thread < left - upper) sums[thread] += sums[upper + thread];
+    __syncthreads();
+  }
+  if (thread == 0) *out = static_cast<A>(scale * sums[0]);
+}
+
 template <typename T, int kTaps, Task kTask>
 class Block {
   using A = typename Accumulate<T>::type;
@@ -124,13 +145,10 @@ class Block {
 
   A *moments_, *derivatives_, *across_, *history_, *partials_, *pivots_;
 
-  int x0_, x1_, y0_, y1_;         // the tile: gradient pixels, or windows for a value
-  int first_x_, last_x_;          // columns of windows that it needs
-  int first_y_, last_y_;          // rows of windows
-  int first_pixel_, last_pixel_;  // pixel columns that lie in the image
-  int lead_;                      // columns of derivatives left of the map, rounded up to 4
-  int shift_;                     // what the rounding added
-  Int64 first_plane_, first_n_;
+  int x0_, x1_, y0_, y1_;  // the tile: gradient pixels, or windows for a value
+  int first_x_, last_x_;   // columns of windows that it needs
+  int first_y_, last_y_;   // rows of windows
+  Int64 first_n_;
   int first_c_;
   int planes_;  // in this block; fewer in the last one
 
@@ -179,6 +197,20 @@ class Block {
  private:
   SSIM_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
 
+  SSIM_DEVICE Int64 first_plane() const {
+    return Int64(blockIdx.x) / g_.tiles / g_.bands * g_.planes;
+  }
+
+  // What follows is made anew at each use: no register is left to keep it in.
+  // Pixel columns that lie in the image:
+  SSIM_DEVICE int first_pixel() const { return most(first_x_ - g_.pad, 0); }
+  SSIM_DEVICE int last_pixel() const { return least(last_x_ - g_.pad + g_.halo(), g_.w); }
+
+  // columns of derivatives left of the map; rounded up to 4; what that adds:
+  SSIM_DEVICE int columns_before() const { return first_x_ - (x0_ + g_.pad - g_.halo()); }
+  SSIM_DEVICE int lead() const { return round_up_4(columns_before()); }
+  SSIM_DEVICE int shift() const { return lead() - columns_before(); }
+
   // where the plane in a slot starts
   SSIM_DEVICE Int64 offset(int slot, const Int64 (&stride)[4]) const {
     const unsigned c = static_cast<unsigned>(first_c_ + slot),
@@ -190,10 +222,9 @@ class Block {
     const Int64 block = blockIdx.x;
     const int tile = static_cast<int>(block % g_.tiles);
     const int band = static_cast<int>(block / g_.tiles % g_.bands);
-    first_plane_ = block / g_.tiles / g_.bands * g_.planes;
-    first_n_ = first_plane_ / g_.c;
-    first_c_ = static_cast<int>(first_plane_ % g_.c);
-    const Int64 left = Int64(g_.n) * g_.c - first_plane_;
+    first_n_ = first_plane() / g_.c;
+    first_c_ = static_cast<int>(first_plane() % g_.c);
+    const Int64 left = Int64(g_.n) * g_.c - first_plane();
     planes_ = left < g_.planes ? static_cast<int>(left) : g_.planes;
 
     const int height = kMaps > 0 ? g_.h : g_.out_h, width = kMaps > 0 ? g_.w : g_.out_w;
@@ -207,16 +238,12 @@ class Block {
     last_x_ = least(x1_ + after, g_.out_w);
     first_y_ = most(y0_ + before, 0);
     last_y_ = least(y1_ + after, g_.out_h);
-    lead_ = round_up_4(first_x_ - (x0_ + before));
-    shift_ = lead_ - (first_x_ - (x0_ + before));
-    first_pixel_ = most(first_x_ - g_.pad, 0);
-    last_pixel_ = least(last_x_ - g_.pad + g_.halo(), g_.w);
 
-    const int columns = last_pixel_ - first_pixel_;
+    const int columns = last_pixel() - first_pixel();
     slot_ = thread() / g_.columns;
     column_ = thread() - slot_ * g_.columns;
     owner_ = slot_ < planes_ && column_ < columns;
-    x_ = first_pixel_ + column_;
+    x_ = first_pixel() + column_;
     in_tile_ = owner_ && x_ >= x0_ && x_ < x1_;
   }
 
@@ -316,7 +343,7 @@ class Block {
       }
       if (y < last_y_) {
         const int to =
-            slot_ * kStep * g_.moments_row + first_pixel_ - (first_x_ - g_.pad) + column_;
+            slot_ * kStep * g_.moments_row + first_pixel() - (first_x_ - g_.pad) + column_;
         A out[kStep];
 #pragma unroll
         for (int map = 0; map < 4; ++map) {
@@ -362,8 +389,8 @@ class Block {
 
   // columns left and right of the image are constant: zero, less the pivot
   SSIM_DEVICE void fill_outside() {
-    const int left = first_pixel_ - (first_x_ - g_.pad);
-    const int right = left + last_pixel_ - first_pixel_;
+    const int left = first_pixel() - (first_x_ - g_.pad);
+    const int right = left + last_pixel() - first_pixel();
     const int outside = left + (last_x_ - first_x_ + g_.halo()) - right;
     if (outside == 0) return;
     const int threads = g_.threads;
@@ -450,7 +477,7 @@ class Block {
         const A loss = delta<A>(t);
         if (own_row && x + i >= x0_ && x + i < x1_) sum += loss;
         if constexpr (kTask == Task::map) {
-          const Int64 plane = first_plane_ + row / kStep;
+          const Int64 plane = first_plane() + row / kStep;
           T* map = static_cast<T*>(p_.map);
           from_arithmetic(loss, map[(plane * g_.out_h + window_y) * g_.out_w + x + i]);
         }
@@ -472,7 +499,7 @@ class Block {
     if constexpr (makes_sums(kTask)) partials_[item] += sum;  // this thread's alone
 #pragma unroll
     for (int map = 0; map < kMaps; ++map) {
-      A* to = derivatives_ + (map * g_.rows() + row) * g_.derivatives_row + lead_ + run * kRun;
+      A* to = derivatives_ + (map * g_.rows() + row) * g_.derivatives_row + lead() + run * kRun;
       *reinterpret_cast<Four<A>*>(to) = out[map];
     }
   }
@@ -507,7 +534,7 @@ class Block {
 #pragma unroll
     for (int map = 0; map < kMaps; ++map) {
       const A* rows =
-          across_ + (map * g_.rows() + slot_ * kStep) * g_.across_row + x_ - x0_ + shift_;
+          across_ + (map * g_.rows() + slot_ * kStep) * g_.across_row + x_ - x0_ + shift();
       filter_derivative_column(map, rows, y < last_y_, filtered[map]);
     }
     const A scale = p_.grad_scale * p_.inverse_range;
@@ -580,9 +607,27 @@ class Block {
     }
     if (thread() < planes_) {
       const Int64 place = Int64(blockIdx.x) % (Int64(g_.tiles) * g_.bands);
-      p_.parts[(first_plane_ + thread()) * g_.bands * g_.tiles + place] =
+      p_.parts[(first_plane() + thread()) * g_.bands * g_.tiles + place] =
           static_cast<double>(partials_[thread() * each]);
+      __threadfence();
     }
+    __syncthreads();
+    if (p_.value != nullptr && is_last_block()) {
+      sum_parts(p_.parts, g_.parts(), p_.value_scale, p_.value, reinterpret_cast<double*>(moments_),
+                g_.threads);
+    }
+  }
+
+  // The last block to arrive here finds the parts of all the others in memory.
+  SSIM_DEVICE bool is_last_block() {
+    unsigned* before = reinterpret_cast<unsigned*>(pivots_);
+    if (thread() == 0) {
+      *before = atomicAdd(p_.arrived, 1u);
+      if (*before == g_.blocks - 1) *p_.arrived = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return *before == g_.blocks - 1;
   }
 };
 
@@ -593,26 +638,17 @@ __global__ void __launch_bounds__(kMostThreads, kTaps > 0 && sizeof(T) < 8 ? kRe
   Block<T, kTaps, kTask>(p, shared).run();
 }
 
-// ---- the sum of sums ----
+// ---- one value for each image ----
 
-constexpr int kReduceThreads = 256;
+constexpr int kReduceThreads = 128;
 
-// out[i] = scale * sum of parts[i * each, (i + 1) * each), in a fixed order; one block for each i
+// out[i] = scale * sum of parts[i * each, (i + 1) * each); one block for each i
 template <typename A>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_kernel(const double* parts, Int64 each, double scale, A* out) {
   SSIM_DYNAMIC_SHARED(shared);
-  double* sums = reinterpret_cast<double*>(shared);
-  const int thread = static_cast<int>(threadIdx.x);
-  double sum = 0;
-  for (Int64 i = thread; i < each; i += kReduceThreads) sum += parts[blockIdx.x * each + i];
-  sums[thread] = sum;
-  __syncthreads();
-  for (int half = kReduceThreads / 2; half > 0; half /= 2) {
-    if (thread < half) sums[thread] += sums[thread + half];
-    __syncthreads();
-  }
-  if (thread == 0) out[blockIdx.x] = static_cast<A>(scale * sums[0]);
+  sum_parts(parts + blockIdx.x * each, each, scale, out + blockIdx.x,
+            reinterpret_cast<double*>(shared), kReduceThreads);
 }
 
 #endif  // device

@@ -67,7 +67,7 @@ def test_no_kernel_spills_on_any_architecture(compiled):
         re.DOTALL,
     )
     assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x (3 dtypes x 2 windows + float64), and 2 sums of sums
+    # 6 tasks x (3 dtypes x 2 windows + float64), and 2 that give a value an image
     assert len(kernels) == 44 * len(ARCHITECTURES)
     spilled = [k for k in kernels if any(int(count) for count in k[2:5])]
     assert not spilled

@@ -109,6 +109,10 @@ def check(native, task, x, y, window=(11, 1.5), valid=False, **how) -> dict:
     if task in ("value", "gradient", "gradients"):
         error = relative_error(sums, true.detach().sum(dim=(1, 2, 3)))
         assert error <= value_tolerance, f"sums: {error:.1e}"
+        total = torch.tensor(geometry["total"], dtype=torch.float64)
+        error = relative_error(total, true.detach().sum())
+        assert error <= value_tolerance, f"total: {error:.1e}"
+        assert geometry["arrived"] == 0, "the next launch would miscount its blocks"
     if task == "map":
         error = relative_error(out_map, true.detach())
         # a pixel keeps the rounding that a sum averages out, see MAP_TOLERANCE

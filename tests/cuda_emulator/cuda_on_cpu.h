@@ -178,6 +178,13 @@ inline void __syncthreads(const std::source_location at = std::source_location::
   emulator::wait_at(std::string(at.function_name()) + ", line " + std::to_string(at.line()));
 }
 
+// blocks run one after another here, so memory is always up to date
+inline void __threadfence() {}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
+
 inline void emulator::launch(dim3 grid, int threads, size_t shared_bytes,
                              const std::function<void()>& kernel) {
   gridDim = grid;

@@ -55,6 +55,11 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
   }
   std::vector<double> parts(makes_sums(task) ? p.g.parts() : 0, 0.0 / 0.0);
   p.parts = parts.data();
+  A total = static_cast<A>(0.0 / 0.0);
+  unsigned arrived = 0;
+  p.value = &total;
+  p.value_scale = 1;
+  p.arrived = &arrived;
   p.c1 = static_cast<A>(k1 * k1);
   p.c2 = static_cast<A>(k2 * k2);
   p.inverse_range = static_cast<A>(1 / data_range);
@@ -75,6 +80,8 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
                      kReduceThreads * sizeof(double),
                      [&] { reduce_kernel<A>(parts.data(), each, 1.0, to); });
     out["sums"] = sums;
+    out["total"] = total;
+    out["arrived"] = arrived;
   }
   out["cut"] = py::make_tuple(p.g.tiles, p.g.bands, p.g.planes);
   out["threads"] = p.g.threads;

@@ -34,6 +34,9 @@ MUTATIONS = {
     "no barrier within the sum": Mutation(
         "upper + j];\n      }\n      __syncthreads();", "upper + j];\n      }", "thread"
     ),
+    "no barrier within the sum of parts": Mutation(
+        "sums[upper + thread];\n    __syncthreads();", "sums[upper + thread];", "thread"
+    ),
     "a barrier that some threads miss": Mutation(
         "        filter_derivatives_down(y);\n" + _SYNC,
         "        filter_derivatives_down(y);\n        if (owner_) __syncthreads();\n",
@@ -59,6 +62,12 @@ MUTATIONS = {
     ),
     "a sum counted twice": Mutation(
         "x + i >= x0_ && x + i < x1_) sum += loss;", "x + i >= x0_ - 1 && x + i < x1_) sum += loss;"
+    ),
+    "parts added up a block too soon": Mutation(
+        "return *before == g_.blocks - 1;", "return *before == g_.blocks - 2;"
+    ),
+    "blocks counted on from the last launch": Mutation(
+        "      if (*before == g_.blocks - 1) *p_.arrived = 0;\n", ""
     ),
     "padding missing": Mutation("    if (y < last_y_) fill_outside();", "    (void)0;"),
     "wrong plane": Mutation("c % channels * stride[1]", "c * stride[1]"),

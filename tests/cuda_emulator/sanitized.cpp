@@ -48,6 +48,11 @@ void run(const Case& a, Task task) {
   p.grad_input = grad_x.data();
   p.grad_target = grad_y.data();
   p.parts = parts.data();
+  float total = 0;
+  unsigned arrived = 0;
+  p.value = &total;
+  p.value_scale = 1;
+  p.arrived = &arrived;
   for (auto* stride :
        {&p.input_stride, &p.target_stride, &p.grad_input_stride, &p.grad_target_stride}) {
     set_contiguous(*stride, a.c, a.h, a.w);

@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ["value", "map", "gradient", "gradients", "backward", "backwards"]
+LAYOUTS = ["streaming", "tile"]
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 # architecture -> shared memory of a multiprocessor in KiB, threads it holds; CUDA C++ Programming
 # Guide, table "Technical Specifications per Compute Capability"
@@ -64,9 +65,9 @@ int main(int, char** a) {
   const Task task = static_cast<Task>(std::atoi(a[1]));
   const Geometry g = choose_geometry(std::atoi(a[2]), std::atoi(a[3]), std::atoi(a[4]),
                                      std::atoi(a[5]), 11, false, task, 4, std::atoi(a[6]));
-  std::printf("%d %d %d %d %d %d %d %lld %d %d %d %d", g.tiles, g.tile_w, g.bands, g.band_h,
-              g.planes, g.columns, g.threads, g.blocks, g.shared_words() * 4, g.runs,
-              g.gradient_runs, derivative_maps(task));
+  std::printf("%d %d %d %d %d %d %d %lld %d %d %d %d %d %d", static_cast<int>(g.layout), g.tiles,
+              g.tile_w, g.bands, g.band_h, g.planes, g.threads, g.blocks, g.shared_words() * 4,
+              g.step, g.runs, g.gradient_runs, g.across_rows, derivative_maps(task));
 }
 """
 
@@ -92,17 +93,20 @@ class Programs:
     def geometry(self, task: str, shape: tuple[int, ...], multiprocessors: int) -> dict[str, int]:
         """The cut that the launcher would choose."""
         said = _run(self.program, TASKS.index(task), *shape, multiprocessors).split()
-        names = "tiles tile_w bands band_h planes columns threads blocks shared runs"
-        return dict(zip([*names.split(), "gradient_runs", "maps"], map(int, said)))
+        names = "layout tiles tile_w bands band_h planes threads blocks shared step runs"
+        return dict(
+            zip([*names.split(), "gradient_runs", "across_rows", "maps"], map(int, said))
+        )
 
     def compile(self, nvcc: Path, architecture: str) -> tuple[Path, str]:
         """The float32, 11-tap kernels as one cubin, and what ptxas said."""
         source = self.folder / "kernels.cu"
         lines = ['#include "ssim_cuda_kernel.h"', "using namespace ssim_fused;"]
         lines += [
-            f"template __global__ void ssim_fused::ssim_kernel<float, 11, Task::{task}>"
-            "(const __grid_constant__ Problem<float>);"
+            f"template __global__ void ssim_fused::ssim_kernel<float, Layout::{layout}, "
+            f"Task::{task}>(const __grid_constant__ Problem<float>);"
             for task in TASKS
+            for layout in LAYOUTS
         ]
         source.write_text("\n".join(lines))
         cubin = self.folder / f"{architecture}.cubin"
@@ -110,20 +114,21 @@ class Programs:
         return cubin, _run(nvcc, *flags, f"-I{ROOT / 'csrc'}", source, "-o", cubin)
 
 
-def task_of(mangled: str) -> str:
-    """The task in a kernel's mangled name."""
-    return TASKS[int(re.search(r"4TaskE(\d)", mangled)[1])]
+def kernel_of(mangled: str) -> tuple[str, str]:
+    """Layout and task in a kernel's mangled name."""
+    layout, task = re.search(r"6LayoutE(\d).*4TaskE(\d)", mangled).groups()
+    return LAYOUTS[int(layout)], TASKS[int(task)]
 
 
-def registers(said: str) -> dict[str, tuple[int, int]]:
-    """Task to registers and bytes spilled, from ptxas -v."""
+def registers(said: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Kernel to registers and bytes spilled, from ptxas -v."""
     found = {}
     pattern = (
         r"entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
         r"Used (\d+) registers"
     )
     for name, stores, loads, count in re.findall(pattern, said, re.DOTALL):
-        found[task_of(name)] = (int(count), int(stores) + int(loads))
+        found[kernel_of(name)] = (int(count), int(stores) + int(loads))
     return found
 
 
@@ -157,8 +162,8 @@ def disassembler() -> Path | None:
     return next((Path(place) for place in places if place and Path(place).exists()), None)
 
 
-def mixes(tool: Path, cubin: Path) -> dict[str, Counter]:
-    """Task to how often each kind of instruction stands in the kernel's code."""
+def mixes(tool: Path, cubin: Path) -> dict[tuple[str, str], Counter]:
+    """Kernel to how often each kind of instruction stands in the kernel's code."""
     found = {}
     for section in _run(tool, "-c", cubin).split(".section\t")[1:]:
         name = re.match(r"\s*\.text\.(\S+?),", section)
@@ -169,11 +174,20 @@ def mixes(tool: Path, cubin: Path) -> dict[str, Counter]:
             {kind: sum(bool(re.match(p, c)) for c in code) for kind, p in KINDS.items()}
         )
         counts["all"] = len(code)
-        found[task_of(name[1])] = counts
+        found[kernel_of(name[1])] = counts
     return found
 
 
 # ---- work a pixel ----
+
+
+# For an item of each phase (a row of a column of moments, a window, a column of a row of a derivative,
+# a row of a column of a derivative), streaming and tile: words of shared memory read, loads that read
+# them, and instructions beside the multiply-adds, as they stand between the barriers of sm_86's code.
+WORDS = {"down": (0, 12), "across": (16, 24), "back across": (4, 4), "back down": (1, 11)}
+LOADS = {"down": (0, 6), "across": (4, 12), "back across": (1, 1), "back down": (1, 11)}
+OTHER = {"down": (45, 90), "across": (79, 140), "back across": (3, 15), "back down": (8, 30)}
+PROLOGUE = (700, 350)  # instructions of a thread, once: streaming, tile
 
 
 def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
@@ -183,27 +197,42 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
     gradient = g["maps"] > 0
     halo = 10 if gradient else 0
     planes_bands = n * c * g["bands"]
-    rows = planes_bands * -(-min(g["band_h"] + halo, h) // 8) * 8  # of windows
+    window_rows = min(g["band_h"] + halo, h)
+    rows = planes_bands * -(-window_rows // g["step"]) * g["step"]  # of windows
     columns = sum(
         min(min((t + 1) * g["tile_w"], w) + halo // 2 + 5, w)
         - max(t * g["tile_w"] - halo // 2 - 5, 0)
         for t in range(g["tiles"])
     )
-    windows = rows * g["tiles"] * 4 * g["runs"]
-    back = rows * g["tiles"] * 4 * g["gradient_runs"] if gradient else 0
-    own = planes_bands * -(-(min(g["band_h"], h) + 5) // 8) * 8 * w if gradient else 0
-    maps = g["maps"]
-    multiply_adds = 44 * rows * columns + 44 * windows + 11 * maps * (back + own)
-    words = 4 * 4 * windows + 4 * maps * back + maps * own
+    items = {
+        "down": rows * columns,
+        "across": rows * g["tiles"] * (2 if g["layout"] else 4) * g["runs"],
+        "back across": 0,
+        "back down": 0,
+    }
+    if gradient:
+        back_rows = planes_bands * g["across_rows"] if g["layout"] else rows
+        items["back across"] = g["maps"] * back_rows * g["tiles"] * 4 * g["gradient_runs"]
+        own_rows = g["band_h"] if g["layout"] else -(-(min(g["band_h"], h) + 5) // 8) * 8
+        items["back down"] = g["maps"] * planes_bands * own_rows * w
+    taps = {"down": 44, "across": 44, "back across": 11, "back down": 11}
+
+    def total(each: dict) -> float:
+        return sum(
+            count * (each[phase] if isinstance(each[phase], int) else each[phase][g["layout"]])
+            for phase, count in items.items()
+        )
+
+    multiply_adds = total(taps)
+    prologue = PROLOGUE[g["layout"]] * g["threads"] * g["blocks"]
     read_rows = planes_bands * min(g["band_h"] + halo + 10, h)
-    traffic = 8 * read_rows * columns + (4 * (maps - 2) * pixels if gradient else 0)
-    # beside the multiply-adds, from the instruction mix: squares, loads, addresses; the formula
-    instructions = multiply_adds + 24 * rows * columns + 50 * windows + 6 * back + 16 * own
+    traffic = 8 * read_rows * columns + (4 * (g["maps"] - 2) * pixels if gradient else 0)
     return {
         "multiply-adds": multiply_adds / pixels,
-        "shared words": words / pixels,
+        "shared words": total(WORDS) / pixels,
+        "shared loads": total(LOADS) / pixels,
         "bytes": traffic / pixels,
-        "instructions": instructions / pixels,
+        "instructions": (multiply_adds + total(OTHER) + prologue) / pixels,
     }
 
 

@@ -91,6 +91,30 @@ int multiprocessors(int device) {
   return count;
 }
 
+// The cut of a launch. To find one takes longer than to launch a small picture, so they are kept.
+Geometry geometry_of(const Call& call, Task task, int word_bytes) {
+  using Key = std::tuple<int, int, int, int, int, bool, Task, int, int>;
+  constexpr size_t kMostKept = 1024;
+  const Tensor& input = call.input;
+  const auto size = [&](int axis) { return static_cast<int>(input.size(axis)); };
+  const Key key{size(0),
+                size(1),
+                size(2),
+                size(3),
+                static_cast<int>(call.window.size()),
+                call.valid,
+                task,
+                word_bytes,
+                multiprocessors(input.get_device_index())};
+  static std::mutex mutex;
+  static std::map<Key, Geometry> kept;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = kept.find(key);
+  if (found != kept.end()) return found->second;
+  if (kept.size() == kMostKept) kept.clear();
+  return kept.emplace(key, std::apply(choose_geometry, key)).first->second;
+}
+
 cudaStream_t current_stream(int device) {
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0,
@@ -128,11 +152,8 @@ void launch(Task task, const Call& call, const Outputs& out) {
   const int device = input.get_device_index();
   const cudaStream_t stream = current_stream(device);
   Problem<A> p{};
-  p.g = choose_geometry(static_cast<int>(input.size(0)), static_cast<int>(input.size(1)),
-                        static_cast<int>(input.size(2)), static_cast<int>(input.size(3)),
-                        static_cast<int>(call.window.size()), call.valid, task, sizeof(A),
-                        multiprocessors(device));
-  STD_TORCH_CHECK(p.g.blocks > 0 && p.g.blocks <= std::numeric_limits<int>::max(),
+  p.g = geometry_of(call, task, sizeof(A));
+  STD_TORCH_CHECK(p.g.blocks > 0 && p.g.parts() <= std::numeric_limits<int>::max(),
                   "ssim_fused: no launch serves these images");
   p.input = input.data_ptr();
   p.target = call.target.data_ptr();
@@ -152,8 +173,8 @@ void launch(Task task, const Call& call, const Outputs& out) {
     set_strides(*out.grad_target, p.grad_target_stride);
   }
   if (out.parts != nullptr) {
-    *out.parts = torch::stable::new_empty(input, {p.g.parts()}, ScalarType::Double);
-    p.parts = static_cast<double*>(out.parts->data_ptr());
+    *out.parts = torch::stable::new_empty(input, {p.g.parts()}, accumulate_type(input));
+    p.parts = static_cast<A*>(out.parts->data_ptr());
   }
   if (out.value != nullptr) {
     p.value = static_cast<A*>(out.value->data_ptr());
@@ -166,9 +187,9 @@ void launch(Task task, const Call& call, const Outputs& out) {
   p.grad_scale = static_cast<A>(out.grad_scale);
   for (size_t k = 0; k < call.window.size(); ++k) p.window[k] = static_cast<A>(call.window[k]);
 
-  dispatch<T>(task, p.g, [&]<int kTaps, Task kTask>() {
-    ssim_kernel<T, kTaps, kTask><<<static_cast<unsigned>(p.g.blocks), p.g.threads,
-                                   p.g.shared_words() * sizeof(A), stream>>>(p);
+  dispatch<T>(task, p.g, [&]<Layout kLayout, Task kTask>() {
+    ssim_kernel<T, kLayout, kTask><<<static_cast<unsigned>(p.g.blocks), p.g.threads,
+                                     p.g.shared_words() * sizeof(A), stream>>>(p);
   });
   check(cudaGetLastError(), "a kernel launch");
 }
@@ -189,19 +210,13 @@ void launch(Task task, const Call& call, const Outputs& out) {
 }
 
 // value: [N]; each is scale times its share of the parts
+template <typename A>
 void reduce(const Tensor& parts, double scale, Tensor& value) {
-  const int device = value.get_device_index();
   const Int64 each = parts.numel() / value.numel();
-  const unsigned blocks = static_cast<unsigned>(value.numel());
-  const size_t shared = kReduceThreads * sizeof(double);
-  const double* from = static_cast<const double*>(parts.data_ptr());
-  if (value.scalar_type() == ScalarType::Double) {
-    reduce_kernel<double><<<blocks, kReduceThreads, shared, current_stream(device)>>>(
-        from, each, scale, static_cast<double*>(value.data_ptr()));
-  } else {
-    reduce_kernel<float><<<blocks, kReduceThreads, shared, current_stream(device)>>>(
-        from, each, scale, static_cast<float*>(value.data_ptr()));
-  }
+  const size_t shared = kReduceThreads * sizeof(ExactSum<A>);
+  const cudaStream_t stream = current_stream(value.get_device_index());
+  reduce_kernel<A><<<static_cast<unsigned>(value.numel()), kReduceThreads, shared, stream>>>(
+      static_cast<const A*>(parts.data_ptr()), each, scale, static_cast<A*>(value.data_ptr()));
   check(cudaGetLastError(), "a kernel launch");
 }
 
@@ -251,7 +266,10 @@ std::tuple<Tensor, Tensor, Tensor> loss_cuda(Tensor input, Tensor target,
   } else {
     launch(Task::value, call, out);
   }
-  if (image) reduce(parts, 1 / count, value);
+  if (image) {
+    const bool is_double = value.scalar_type() == ScalarType::Double;
+    (is_double ? &reduce<double> : &reduce<float>)(parts, 1 / count, value);
+  }
   return {value, to_input, to_target};
 }
 

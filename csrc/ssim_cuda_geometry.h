@@ -8,13 +8,38 @@ namespace ssim_fused {
 
 typedef long long Int64;
 
-constexpr int kFastTaps = 11;  // unrolled
-constexpr int kMostTaps = 33;  // with a run-time bound
-constexpr int kStep = 8;       // rows a step
-constexpr int kRun = 4;        // neighbours of a row that one thread filters
-constexpr int kMostThreads = 128;
-constexpr int kResident = 3;            // blocks of the fast kernel that registers leave room for
+constexpr int kFastTaps = 11;           // unrolled
+constexpr int kMostTaps = 33;           // with a run-time bound
 constexpr int kMostShared = 48 * 1024;  // bytes that a block of any architecture may use
+
+// How a block's work is laid out over its threads, known to the compiler.
+enum class Layout {
+  streaming,  // 11 taps: a thread goes down a column, earlier rows in its registers
+  tile,  // 11 taps: a tile in one step, for small pictures: many threads with little to do each
+  any,   // any taps, any type: a thread goes down a column, earlier rows read again
+};
+
+SSIM_HOST_DEVICE constexpr int most_threads(Layout layout) {
+  return layout == Layout::tile ? 512 : 128;
+}
+// blocks of that many threads that registers leave room for
+SSIM_HOST_DEVICE constexpr int resident(Layout layout) {
+  return layout == Layout::streaming ? 3 : 1;
+}
+// what a thread makes at once: rows of a column of moments; windows of a row; columns of a row of
+// filtered derivatives; rows of a column of the gradient
+constexpr int kRun = 4;
+SSIM_HOST_DEVICE constexpr int rows_each(Layout layout) { return layout == Layout::tile ? 2 : 8; }
+SSIM_HOST_DEVICE constexpr int windows_each(Layout layout) {
+  return layout == Layout::tile ? 2 : 4;
+}
+SSIM_HOST_DEVICE constexpr int gradient_rows_each(Layout layout) {
+  return layout == Layout::tile ? 1 : 8;
+}
+// columns of the gradient that a block makes at most, with 11 taps
+SSIM_HOST_DEVICE constexpr int most_columns(Layout layout) {
+  return layout == Layout::tile ? 32 : 108;
+}
 
 // what a launch computes
 enum class Task {
@@ -43,55 +68,110 @@ SSIM_HOST_DEVICE constexpr int round_up_4(int x) { return (x + 3) / 4 * 4; }
 SSIM_HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
 SSIM_HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
 
+// item / by by a multiplication; exact while item * by < 2^32
+struct Divider {
+  unsigned by, magic;  // 2^32 / by, rounded up; 0 for a division by 1
+
+  SSIM_HOST_DEVICE void set(int by_) {
+    by = static_cast<unsigned>(by_);
+    magic = 0xffffffffu / by + 1u;
+  }
+};
+
 struct Geometry {
+  Layout layout;
   int n, c, h, w, out_h, out_w;
   int taps, pad;      // pad: zeros in front of each row and column, (taps - 1) / 2 or 0
   int word_bytes;     // of the arithmetic: 4 or 8
   int tiles, tile_w;  // columns of the gradient (of the map, for a value) that a block makes
   int bands, band_h;  // rows
   int planes;         // planes a block takes side by side; 1 where there is more than one tile
-  int columns;        // pixel columns of a plane that a block owns, at most
   int threads;
   Int64 blocks;
 
-  // floats or doubles in shared memory: row lengths, then buffer sizes
+  int step;           // rows of windows that a block makes at once, of each plane
+  int columns;        // of pixels, of a plane
   int runs;           // of windows, in a row
   int gradient_runs;  // of gradient columns, in a row
-  int moments_row, derivatives_row, across_row;
-  int moments, derivatives, history, partials, pivots;
+  int load_rows;      // of pixels that a tile's threads read at once
+  int across_rows;    // of derivatives filtered across, of each plane
+  Divider by_columns, by_runs, by_gradient_runs, by_tile_w;
 
-  // is the window unrolled, with rows in registers?
-  SSIM_HOST_DEVICE bool fast() const { return taps == kFastTaps && word_bytes == 4; }
+  // floats or doubles in shared memory: row lengths, then buffer sizes
+  int moments_row, derivatives_row, across_row;
+  int moments, derivatives, history, partials, sums, pivots;
+
   SSIM_HOST_DEVICE int halo() const { return taps - 1; }
-  SSIM_HOST_DEVICE int rows() const { return planes * kStep; }
+  SSIM_HOST_DEVICE int rows() const { return planes * step; }
+  SSIM_HOST_DEVICE int groups() const { return step / rows_each(layout); }
   SSIM_HOST_DEVICE int shared_words() const {
-    return moments + derivatives + history + partials + pivots;
+    return moments + derivatives + history + partials + sums + pivots;
   }
   SSIM_HOST_DEVICE Int64 parts() const { return Int64(n) * c * bands * tiles; }
 };
 
+// Row lengths in shared memory. With 11 taps they are the same for every cut, so the compiler
+// turns most addresses into constants.
+SSIM_HOST_DEVICE constexpr int fast_moments_row(Layout layout) {
+  return round_up_4(most_columns(layout) + 2 * (kFastTaps - 1)) + (layout == Layout::tile ? 0 : 4);
+}
+SSIM_HOST_DEVICE constexpr int fast_derivatives_row(Layout layout) {
+  return most_columns(layout) + round_up_4(kFastTaps - 1);
+}
+
+constexpr int kLoads = 3;       // pixels that a tile's thread reads at once
+constexpr int kLanes = 32;      // threads that add up a plane's sums
+constexpr int kPivotWords = 8;  // for each plane
+constexpr int kFlagWords = 4;   // for the block
+
 // sizes that follow from the cut; `maps` of derivatives
 SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   const bool gradient = maps > 0;
+  const int run = windows_each(g.layout);
   g.tile_w = ((gradient ? g.w : g.out_w) + g.tiles - 1) / g.tiles;
   g.band_h = ((gradient ? g.h : g.out_h) + g.bands - 1) / g.bands;
-  const int windows = gradient ? least(g.tile_w + g.halo(), g.out_w) : g.tile_w;
+  const int windows = gradient ? g.tile_w + g.halo() : g.tile_w;
+  const int band_windows = least(gradient ? g.band_h + g.halo() : g.band_h, g.out_h);
+  const int each = rows_each(g.layout);
+  g.step = g.layout == Layout::tile ? (band_windows + each - 1) / each * each : each;
   g.columns = least(windows + g.halo(), g.w);
-  g.runs = (windows + kRun - 1) / kRun;
-  g.gradient_runs = (g.tile_w + 3 + kRun - 1) / kRun;
-  const int reach = round_up_4(g.halo());
-  g.moments_row = kRun * g.runs + reach;
-  g.derivatives_row = most(reach + kRun * g.runs, kRun * g.gradient_runs + reach);
-  g.across_row = kRun * g.gradient_runs;
-  // `across` takes the place of the moments, and so does the sum of the parts, a double a thread
-  g.moments = g.rows() * most(4 * g.moments_row, maps * g.across_row);
+  // windows outside the map are left out
+  g.runs = least((windows + run - 1) / run, (g.out_w + run - 1) / run + (run > 1));
+  g.gradient_runs = (g.tile_w + kRun - 1) / kRun;
+  g.by_columns.set(g.columns);
+  g.by_runs.set(g.runs);
+  g.by_gradient_runs.set(g.gradient_runs);
+  g.by_tile_w.set(g.tile_w);
+  g.across_rows = g.layout == Layout::tile ? g.band_h + g.halo() : g.step;
+  if (g.layout == Layout::any) {
+    const int reach = round_up_4(g.halo());
+    g.moments_row = round_up_4(windows) + reach;
+    g.derivatives_row = most(round_up_4(windows), kRun * g.gradient_runs + reach);
+    g.across_row = kRun * g.gradient_runs;
+  } else {
+    g.moments_row = fast_moments_row(g.layout);
+    g.derivatives_row = fast_derivatives_row(g.layout);
+    g.across_row = most_columns(g.layout);
+  }
+  const int owners = g.planes * g.groups() * g.columns, takers = g.rows() * g.runs;
+  int wanted = most(owners, takers);
+  if (g.layout == Layout::tile) {
+    const int pixel_rows = g.step + g.halo();
+    wanted = most(owners, g.columns * ((pixel_rows + kLoads - 1) / kLoads));
+  }
+  g.threads = least((wanted + 31) / 32 * 32, most_threads(g.layout));
+  g.load_rows = g.threads / g.columns;
+  // `across` takes the place of the moments, and so do the last block's sums, two words a thread
+  g.moments = most(4 * g.rows() * g.moments_row, maps * g.planes * g.across_rows * g.across_row);
+  g.moments = most(g.moments, 2 * g.threads);
   g.derivatives = maps * g.rows() * g.derivatives_row;
-  g.history = g.fast() ? 0 : round_up_4(maps * g.halo() * g.planes * g.tile_w);
+  if (g.layout == Layout::tile) {  // the pixels were there before
+    g.derivatives = most(g.derivatives, 2 * g.planes * (g.step + g.halo()) * g.moments_row);
+  }
+  g.history = g.layout == Layout::any ? round_up_4(maps * g.halo() * g.planes * g.tile_w) : 0;
   g.partials = round_up_4(g.rows() * g.runs);
-  g.pivots = round_up_4(2 * g.planes);
-  const int owners = (g.planes * g.columns + 31) / 32 * 32;
-  const int takers = (g.rows() * g.runs + 31) / 32 * 32;
-  g.threads = least(most(owners, takers), kMostThreads);
+  g.sums = kLanes * g.planes;
+  g.pivots = kPivotWords * g.planes + kFlagWords;
   const Int64 groups = (Int64(g.n) * g.c + g.planes - 1) / g.planes;
   g.blocks = groups * g.bands * g.tiles;
 }
@@ -101,29 +181,40 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
 // Time of a launch in arbitrary units, from instructions counted for each phase: what all blocks
 // issue on one multiprocessor, or what the blocks that run after one another wait for.
 inline double cost(const Geometry& g, int maps, int multiprocessors) {
-  const double down = 560, across = 400, back_across = 40 * maps, back_down = 130 * maps;
-  const int windows = g.rows() * g.runs, gradient_runs = maps > 0 ? g.rows() * g.gradient_runs : 0;
+  const bool tile = g.layout == Layout::tile;
+  const double down = tile ? 230 : 560, across = tile ? 220 : 400, back_across = 60;
+  const double back_down = maps == 0 ? 0 : (tile ? 45 : 130) * maps;
+  const int owners = g.planes * g.groups() * g.columns, windows = g.rows() * g.runs;
+  const int lines = maps * g.planes * g.across_rows * g.gradient_runs;
+  const int gradients = maps == 0 ? 0 : g.planes * g.tile_w * (tile ? g.band_h : 1);
   const auto warps = [](int threads) { return (threads + 31) / 32; };
   const auto passes = [&](int items) { return (items + g.threads - 1) / g.threads; };
-  const double issued = (warps(g.planes * g.columns) * (down + back_down) +
-                         warps(windows) * across + warps(gradient_runs) * back_across) /
+  const double issued = (warps(owners) * down + warps(windows) * across +
+                         warps(lines) * back_across + warps(gradients) * back_down) /
                         4;
-  const double path = down + passes(windows) * across + passes(gradient_runs) * back_across +
-                      (maps > 0 ? back_down : 0);
+  const double path = passes(owners) * down + passes(windows) * across +
+                      passes(lines) * back_across + passes(gradients) * back_down;
   const int shared = 96 * 1024 / (g.shared_words() * g.word_bytes + 1024);
-  const int resident = most(1, least(shared, kResident * kMostThreads / g.threads));
+  const int room = tile ? 768 / g.threads : resident(g.layout) * most_threads(g.layout) / g.threads;
+  const int at_once = most(1, least(shared, room));
   const Int64 share = (g.blocks + multiprocessors - 1) / multiprocessors;
-  const Int64 waves = (share + resident - 1) / resident;
+  const Int64 waves = (share + at_once - 1) / at_once;
   const int rows = least(g.band_h + (maps > 0 ? g.halo() : 0), g.out_h);
-  const double steps = (rows + kStep - 1) / kStep + 0.5;
-  return steps * (static_cast<double>(share) * issued + static_cast<double>(waves) * path);
+  const double steps = tile ? 1 : (rows + g.step - 1) / g.step;
+  constexpr double kStart = 400;  // prologue and sums
+  return static_cast<double>(share) * (steps * issued + kStart / 8) +
+         static_cast<double>(waves) * (steps * path + kStart);
 }
 
 // can a block of this geometry run?
 inline bool fits(const Geometry& g) {
-  const int items = g.rows() * most(g.runs, g.gradient_runs);
-  return g.shared_words() * g.word_bytes <= kMostShared && g.planes * g.columns <= kMostThreads &&
-         items * most(g.runs, g.gradient_runs) < (1 << 16);
+  const bool fast = g.layout != Layout::any;
+  if (fast && (g.taps != kFastTaps || g.word_bytes != 4)) return false;
+  if (fast && g.tile_w > most_columns(g.layout)) return false;
+  if (g.layout == Layout::streaming && g.planes > 1) return false;
+  const int owners = g.planes * g.groups() * g.columns;
+  if (g.layout != Layout::tile && owners > most_threads(g.layout)) return false;
+  return g.shared_words() * g.word_bytes <= kMostShared;
 }
 
 // The cut with the least cost, for images of n x c planes; blocks is 0 where none fits (a window of
@@ -142,27 +233,33 @@ inline Geometry choose_geometry(int n, int c, int h, int w, int taps, bool valid
   g.pad = valid ? 0 : (taps - 1) / 2;
   g.out_h = h + 2 * g.pad - taps + 1;
   g.out_w = w + 2 * g.pad - taps + 1;
-  if (taps > kMostTaps) return best;
-  const int maps = derivative_maps(task);
   const Int64 planes = Int64(n) * c;
+  if (taps > kMostTaps || planes > 0x7fffffff) return best;
+  const int maps = derivative_maps(task);
   const int height = maps > 0 ? h : g.out_h, width = maps > 0 ? w : g.out_w;
-  for (int tile = 0; tile < kMostThreads / 4; ++tile) {
+  const bool fast = taps == kFastTaps && word_bytes == 4;
+  constexpr Layout kLayouts[] = {Layout::streaming, Layout::tile, Layout::any};
+  for (Layout layout : kLayouts) {
+    if ((layout != Layout::any) != fast) continue;
+    g.layout = layout;
     // one tile, then widths from the largest down
-    const int columns = tile == 0 ? width : kMostThreads - 4 * tile;
-    if (tile > 0 && columns >= width) continue;
-    g.tiles = (width + columns - 1) / columns;
-    for (g.planes = 1; g.planes <= kMostThreads && g.planes < 2 * planes; g.planes *= 2) {
-      if (g.planes > 1 && g.tiles > 1) break;
-      for (int rows = kStep / 2; rows < 2 * most(height, kStep);
-           rows += rows < 4 * kStep ? 4 : rows / 4) {
-        g.bands = (height + rows - 1) / rows;
-        complete(g, maps);
-        if (!fits(g)) break;
-        const double found = cost(g, maps, multiprocessors);
-        if (best.blocks == 0 || found < least_cost) {
-          best = g;
-          least_cost = found;
+    for (int columns = width; columns > 0; columns = columns > 128 ? 128 : columns - 4) {
+      g.tiles = (width + columns - 1) / columns;
+      for (g.planes = 1; g.planes < 2 * planes; g.planes *= 2) {
+        if (g.planes > 1 && g.tiles > 1) break;
+        bool any_fits = false;
+        for (int rows = 4; rows < 2 * most(height, 8); rows += rows < 32 ? 4 : rows / 4) {
+          g.bands = (height + rows - 1) / rows;
+          complete(g, maps);
+          if (!fits(g)) break;
+          any_fits = true;
+          const double found = cost(g, maps, multiprocessors);
+          if (best.blocks == 0 || found < least_cost) {
+            best = g;
+            least_cost = found;
+          }
         }
+        if (!any_fits) break;
       }
     }
   }

@@ -55,9 +55,9 @@ struct Problem {
   void* map;        // [N, C, OH, OW], contiguous
   void* grad_input;
   void* grad_target;
-  double* parts;      // [N, C, bands, tiles]: sums of 1 - SSIM
+  A* parts;           // [N, C, bands, tiles]: sums of 1 - SSIM
   A* value;           // value_scale * all of them; null where they are added up later
-  unsigned* arrived;  // blocks that have left their parts: 0 before a launch, and again after it
+  unsigned* arrived;  // parts that are there: 0 before a launch, and again after it
   double value_scale;
   Int64 input_stride[4], target_stride[4], weight_stride[4];
   Int64 grad_input_stride[4], grad_target_stride[4];
@@ -67,28 +67,31 @@ struct Problem {
 
 #if !defined(__CUDACC_RTC__)
 
-// Calls launch.operator()<kTaps, kTask>() with the kernel that serves a task.
+// Calls launch.operator()<kLayout, kTask>() with the kernel that serves a task.
 template <typename T, typename Launch>
 void dispatch(Task task, const Geometry& g, Launch&& launch) {
-  const auto with_taps = [&]<Task kTask>() {
+  const auto with_layout = [&]<Task kTask>() {
     if constexpr (sizeof(T) < 8) {
-      if (g.fast()) return launch.template operator()<kFastTaps, kTask>();
+      if (g.layout == Layout::streaming) {
+        return launch.template operator()<Layout::streaming, kTask>();
+      }
+      if (g.layout == Layout::tile) return launch.template operator()<Layout::tile, kTask>();
     }
-    launch.template operator()<0, kTask>();
+    launch.template operator()<Layout::any, kTask>();
   };
   switch (task) {
     case Task::value:
-      return with_taps.template operator()<Task::value>();
+      return with_layout.template operator()<Task::value>();
     case Task::map:
-      return with_taps.template operator()<Task::map>();
+      return with_layout.template operator()<Task::map>();
     case Task::gradient:
-      return with_taps.template operator()<Task::gradient>();
+      return with_layout.template operator()<Task::gradient>();
     case Task::gradients:
-      return with_taps.template operator()<Task::gradients>();
+      return with_layout.template operator()<Task::gradients>();
     case Task::backward:
-      return with_taps.template operator()<Task::backward>();
+      return with_layout.template operator()<Task::backward>();
     case Task::backwards:
-      return with_taps.template operator()<Task::backwards>();
+      return with_layout.template operator()<Task::backwards>();
   }
 }
 
@@ -98,84 +101,115 @@ void dispatch(Task task, const Geometry& g, Launch&& launch) {
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__) || defined(SSIM_CUDA_EMULATOR)
 
-template <typename A>
-struct alignas(4 * sizeof(A)) Four {
-  A lane[4];
+template <typename A, int kCount>
+struct alignas(kCount * sizeof(A)) Pack {
+  A lane[kCount];
 };
 
-// item / runs and item % runs by a multiplication; exact while item * runs < 2^16
-struct Divider {
-  unsigned magic, by;
-  SSIM_HOST_DEVICE explicit Divider(int by_)
-      : magic((65536u + static_cast<unsigned>(by_) - 1u) / static_cast<unsigned>(by_)), by(by_) {}
-  SSIM_HOST_DEVICE int quotient(int item) const {
-    return static_cast<int>((static_cast<unsigned>(item) * magic) >> 16);
+SSIM_DEVICE int quotient(int item, const Divider& divider) {
+  const unsigned of = static_cast<unsigned>(item);
+  return static_cast<int>(divider.magic == 0 ? of : __umulhi(of, divider.magic));
+}
+
+// a sum and what rounding took from it
+template <typename A>
+struct ExactSum {
+  A sum, rest;
+
+  SSIM_DEVICE void add(A x) {
+    const A before = sum;
+    sum = before + x;
+    const A added = sum - before;
+    rest += (before - (sum - added)) + (x - added);
   }
 };
 
 // out = scale * sum of parts[0, count): by all threads of a block, in a fixed order
 template <typename A>
-SSIM_DEVICE void sum_parts(const double* parts, Int64 count, double scale, A* out, double* sums,
+SSIM_DEVICE void sum_parts(const A* parts, Int64 count, double scale, A* out, ExactSum<A>* sums,
                            int threads) {
   const int thread = static_cast<int>(threadIdx.x);
-  double sum = 0;
-  for (Int64 i = thread; i < count; i += threads) sum += parts[i];
-  sums[thread] = sum;
+  ExactSum<A> mine{A(0), A(0)};
+  for (Int64 i = thread; i < count; i += threads) mine.add(parts[i]);
+  sums[thread] = mine;
   __syncthreads();
-  for (int left = threads; left > 1; left = (left + 1) / 2) {
-    const int upper = (left + 1) / 2;
-    if (thread < left - upper) sums[thread] += sums[upper + thread];
+  for (int left = count < threads ? static_cast<int>(count) : threads; left > 1;) {
+    const int quarter = (left + 3) / 4;
+    if (thread < quarter) {
+      for (int i = thread + quarter; i < left; i += quarter) {
+        mine.add(sums[i].sum);
+        mine.rest += sums[i].rest;
+      }
+      sums[thread] = mine;
+    }
     __syncthreads();
+    left = quarter;
   }
-  if (thread == 0) *out = static_cast<A>(scale * sums[0]);
+  if (thread == 0) {
+    *out = static_cast<A>(scale * (static_cast<double>(mine.sum) + static_cast<double>(mine.rest)));
+  }
 }
 
-template <typename T, int kTaps, Task kTask>
+template <typename T, Layout kLayout, Task kTask>
 class Block {
   using A = typename Accumulate<T>::type;
+  static constexpr bool kStreams = kLayout == Layout::streaming;
+  static constexpr bool kIsTile = kLayout == Layout::tile;
+  static constexpr int kTaps = kLayout == Layout::any ? 0 : kFastTaps;
+  static constexpr int kRows = rows_each(kLayout);
+  static constexpr int kWindows = windows_each(kLayout);
+  static constexpr int kGradientRows = gradient_rows_each(kLayout);
   static constexpr int kMaps = derivative_maps(kTask);
   static constexpr bool kBoth = kMaps == 4;
-  static constexpr int kHalo = kTaps - 1;
-  static constexpr int kRows = kStep + kHalo;  // rows of a column that one step needs
-  static constexpr int kReach = kRun + round_up_4(kHalo > 0 ? kHalo : 0);
+  static constexpr int kHalo = kTaps > 0 ? kTaps - 1 : 0;
+  static constexpr int kReads = kRows + kHalo;  // rows of a column that a thread needs
   enum { kMeanU, kMeanV, kSquareU, kSquareV };
+
+  // a column of pixels of one plane
+  struct Column {
+    const T *input, *target;  // row 0
+    T *grad_input, *grad_target;
+    A pivot_input, pivot_target, pivot_v;
+  };
 
   const Problem<A>& p_;
   const Geometry& g_;
 
-  A *moments_, *derivatives_, *across_, *history_, *partials_, *pivots_;
+  A *moments_, *derivatives_, *across_, *history_, *partials_, *sums_, *pivots_;
+  Pack<A, 2>* pixels_;
 
   int x0_, x1_, y0_, y1_;  // the tile: gradient pixels, or windows for a value
-  int first_x_, last_x_;   // columns of windows that it needs
-  int first_y_, last_y_;   // rows of windows
-  Int64 first_n_;
-  int first_c_;
+  int first_x_, last_x_;   // columns of windows, those outside the map included
+  int first_y_, last_y_;   // rows of windows of the map
+  // from column first_x on, windows of the map; from column first_x - pad on, pixels of the image
+  int windows_from_, windows_to_, pixels_from_, pixels_to_;
   int planes_;  // in this block; fewer in the last one
+  unsigned first_n_, first_c_;
 
-  // this thread's column
+  // streaming: this thread's column
   bool owner_, in_tile_;
-  int slot_, column_, x_;
-  const T *input_, *target_;
-  T *grad_input_, *grad_target_;
-  A pivot_input_, pivot_target_, pivot_v_;
-  A u_[kTaps > 0 ? kRows : 1], v_[kTaps > 0 ? kRows : 1];
-  A kept_[kTaps > 0 && kMaps > 0 ? kMaps : 1][kTaps > 0 && kMaps > 0 ? kHalo : 1];
+  int x_;
+  Column column_;
+  A u_[kStreams ? kReads : 1], v_[kStreams ? kReads : 1];
+  A kept_[kStreams && kMaps > 0 ? kMaps : 1][kStreams && kMaps > 0 ? kHalo : 1];
 
  public:
   SSIM_DEVICE Block(const Problem<A>& p, unsigned char* shared) : p_(p), g_(p.g) {
     moments_ = across_ = reinterpret_cast<A*>(shared);
     derivatives_ = moments_ + g_.moments;
+    pixels_ = reinterpret_cast<Pack<A, 2>*>(derivatives_);
     history_ = derivatives_ + g_.derivatives;
     partials_ = history_ + g_.history;
-    pivots_ = partials_ + g_.partials;
+    sums_ = partials_ + g_.partials;
+    pivots_ = sums_ + g_.sums;
   }
 
   SSIM_DEVICE void run() {
     locate();
     prepare();
     __syncthreads();
-    const int end = kMaps > 0 ? y1_ + g_.pad : last_y_;
-    for (int y = first_y_; y < end; y += kStep) {
+    const int end = kMaps > 0 && !kIsTile ? y1_ + g_.pad : last_y_;
+    for (int y = first_y_; y < end; y += step()) {
       filter_pixels_down(y);
       if (y < last_y_) {  // below, derivatives are zero
         __syncthreads();
@@ -186,46 +220,56 @@ class Block {
         }
         __syncthreads();
       }
-      if constexpr (kMaps > 0) {
+      if constexpr (kMaps > 0 && !kIsTile) {
         filter_derivatives_down(y);
         __syncthreads();
       }
     }
     if constexpr (makes_sums(kTask)) add_up();
+    // a tile's one step ends here, while the sums are on their way
+    if constexpr (kMaps > 0 && kIsTile) filter_derivatives_down(first_y_);
+    if constexpr (makes_sums(kTask)) finish_value();
   }
 
  private:
-  SSIM_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
+  SSIM_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
 
-  SSIM_DEVICE Int64 first_plane() const {
-    return Int64(blockIdx.x) / g_.tiles / g_.bands * g_.planes;
+  // row lengths, which the compiler knows where the taps are known
+  SSIM_DEVICE int moments_row() const {
+    return kTaps > 0 ? fast_moments_row(kLayout) : g_.moments_row;
   }
+  SSIM_DEVICE int derivatives_row() const {
+    return kTaps > 0 ? fast_derivatives_row(kLayout) : g_.derivatives_row;
+  }
+  SSIM_DEVICE int across_row() const { return kTaps > 0 ? most_columns(kLayout) : g_.across_row; }
+  SSIM_DEVICE int halo() const { return kTaps > 0 ? kHalo : g_.halo(); }
+  SSIM_DEVICE int step() const { return kIsTile ? g_.step : kRows; }
 
-  // What follows is made anew at each use: no register is left to keep it in.
-  // Pixel columns that lie in the image:
-  SSIM_DEVICE int first_pixel() const { return most(first_x_ - g_.pad, 0); }
-  SSIM_DEVICE int last_pixel() const { return least(last_x_ - g_.pad + g_.halo(), g_.w); }
-
-  // columns of derivatives left of the map; rounded up to 4; what that adds:
-  SSIM_DEVICE int columns_before() const { return first_x_ - (x0_ + g_.pad - g_.halo()); }
-  SSIM_DEVICE int lead() const { return round_up_4(columns_before()); }
-  SSIM_DEVICE int shift() const { return lead() - columns_before(); }
+  // runs of windows that hold one of the map
+  SSIM_DEVICE int first_run() const { return windows_from_ / kWindows; }
+  SSIM_DEVICE int last_run() const { return (windows_to_ + kWindows - 1) / kWindows; }
 
   // where the plane in a slot starts
   SSIM_DEVICE Int64 offset(int slot, const Int64 (&stride)[4]) const {
-    const unsigned c = static_cast<unsigned>(first_c_ + slot),
-                   channels = static_cast<unsigned>(g_.c);
-    return (first_n_ + c / channels) * stride[0] + c % channels * stride[1];
+    unsigned n = first_n_, c = first_c_ + static_cast<unsigned>(slot);
+    if (g_.planes > 1) {
+      n += c / static_cast<unsigned>(g_.c);
+      c %= static_cast<unsigned>(g_.c);
+    }
+    return n * stride[0] + c * stride[1];
   }
 
+  SSIM_DEVICE Int64 first_plane() const { return Int64(first_n_) * g_.c + first_c_; }
+
   SSIM_DEVICE void locate() {
-    const Int64 block = blockIdx.x;
-    const int tile = static_cast<int>(block % g_.tiles);
-    const int band = static_cast<int>(block / g_.tiles % g_.bands);
-    first_n_ = first_plane() / g_.c;
-    first_c_ = static_cast<int>(first_plane() % g_.c);
-    const Int64 left = Int64(g_.n) * g_.c - first_plane();
-    planes_ = left < g_.planes ? static_cast<int>(left) : g_.planes;
+    const unsigned tiles = static_cast<unsigned>(g_.tiles), bands = static_cast<unsigned>(g_.bands);
+    const unsigned line = blockIdx.x / tiles;
+    const int tile = static_cast<int>(blockIdx.x - line * tiles);
+    const int band = static_cast<int>(line % bands);
+    const unsigned plane = line / bands * static_cast<unsigned>(g_.planes);
+    planes_ = least(g_.planes, static_cast<int>(Int64(g_.n) * g_.c - plane));
+    first_n_ = plane / static_cast<unsigned>(g_.c);
+    first_c_ = plane - first_n_ * static_cast<unsigned>(g_.c);
 
     const int height = kMaps > 0 ? g_.h : g_.out_h, width = kMaps > 0 ? g_.w : g_.out_w;
     x0_ = least(tile * g_.tile_w, width);
@@ -233,208 +277,354 @@ class Block {
     x1_ = least(x0_ + g_.tile_w, width);
     y1_ = least(y0_ + g_.band_h, height);
     // windows of a gradient: all that hold one of its pixels
-    const int before = kMaps > 0 ? g_.pad - g_.halo() : 0, after = kMaps > 0 ? g_.pad : 0;
-    first_x_ = most(x0_ + before, 0);
-    last_x_ = least(x1_ + after, g_.out_w);
+    const int before = kMaps > 0 ? g_.pad - halo() : 0, after = kMaps > 0 ? g_.pad : 0;
+    first_x_ = x0_ + before;
+    last_x_ = x1_ + after;
     first_y_ = most(y0_ + before, 0);
     last_y_ = least(y1_ + after, g_.out_h);
-
-    const int columns = last_pixel() - first_pixel();
-    slot_ = thread() / g_.columns;
-    column_ = thread() - slot_ * g_.columns;
-    owner_ = slot_ < planes_ && column_ < columns;
-    x_ = first_pixel() + column_;
-    in_tile_ = owner_ && x_ >= x0_ && x_ < x1_;
+    windows_from_ = most(-first_x_, 0);
+    windows_to_ = least(last_x_, g_.out_w) - first_x_;
+    pixels_from_ = most(g_.pad - first_x_, 0);
+    pixels_to_ = least(windows_to_ + halo(), g_.w + g_.pad - first_x_);
   }
 
   SSIM_DEVICE void prepare() {
-    if (owner_) {
-      const T* input = static_cast<const T*>(p_.input) + offset(slot_, p_.input_stride);
-      const T* target = static_cast<const T*>(p_.target) + offset(slot_, p_.target_stride);
-      choose_pivot(input, target);
-      input_ = input + x_ * p_.input_stride[3];
-      target_ = target + x_ * p_.target_stride[3];
+    const int threads = g_.threads;
+    if constexpr (kStreams) {
+      x_ = first_x_ - g_.pad + pixels_from_ + thread();
+      owner_ = thread() < pixels_to_ - pixels_from_;
+      in_tile_ = owner_ && x_ >= x0_ && x_ < x1_;
+      if (owner_) {
+        column_ = column_at(0, x_);
+        choose_pivots(column_, x_);
+        if (thread() == 0) leave_pivots(0, column_);
+        // the first step shifts them
+        pixels<kHalo>(column_, first_y_ - g_.pad, u_ + kRows, v_ + kRows);
+      }
       if constexpr (kMaps > 0) {
-        grad_input_ = static_cast<T*>(p_.grad_input) + offset(slot_, p_.grad_input_stride) +
-                      x_ * p_.grad_input_stride[3];
-      }
-      if constexpr (kBoth) {
-        grad_target_ = static_cast<T*>(p_.grad_target) + offset(slot_, p_.grad_target_stride) +
-                       x_ * p_.grad_target_stride[3];
-      }
-      if (column_ == 0) {
-        pivots_[2 * slot_] = (pivot_input_ + pivot_target_) * p_.inverse_range;
-        pivots_[2 * slot_ + 1] = pivot_v_ * p_.inverse_range;
-      }
-      if constexpr (kTaps > 0) {
 #pragma unroll
-        for (int i = 0; i < kHalo; ++i) {
-          pixel(first_y_ - g_.pad + i, u_[kStep + i], v_[kStep + i]);  // the first step shifts them
+        for (int map = 0; map < kMaps; ++map) {
+#pragma unroll
+          for (int i = 0; i < kHalo; ++i) kept_[map][i] = A(0);
         }
       }
-    }
-    if constexpr (kTaps > 0 && kMaps > 0) {
-#pragma unroll
-      for (int map = 0; map < kMaps; ++map) {
-#pragma unroll
-        for (int i = 0; i < kHalo; ++i) kept_[map][i] = A(0);
+    } else if constexpr (kIsTile) {
+      for (int slot = 0; slot < planes_; ++slot) load_pixels(slot);
+    } else {
+      for (int slot = thread(); slot < planes_; slot += threads) {
+        Column c = column_at(slot, 0);
+        choose_pivots(c, 0);
+        leave_pivots(slot, c);
       }
+      for (int i = thread(); i < g_.history; i += threads) history_[i] = A(0);
     }
-    // columns beside the map contribute nothing to a gradient
-    const int threads = g_.threads;
-    for (int i = thread(); i < g_.derivatives; i += threads) derivatives_[i] = A(0);
-    for (int i = thread(); i < g_.history; i += threads) history_[i] = A(0);
-    for (int i = thread(); i < g_.partials; i += threads) partials_[i] = A(0);
+    if constexpr (!kIsTile) {
+      for (int i = thread(); i < g_.partials; i += threads) partials_[i] = A(0);
+      if constexpr (kMaps > 0) clear_outside();
+    }
+    if (thread() == 0) *flag() = 0;
+  }
+
+  // set in the block that leaves the last part
+  SSIM_DEVICE unsigned* flag() const {
+    return reinterpret_cast<unsigned*>(pivots_ + kPivotWords * g_.planes);
+  }
+
+  // Columns beside the map contribute nothing to a gradient. The others are written with windows.
+  SSIM_DEVICE void clear_outside() {
+    const int left = first_run() * kWindows, right = last_run() * kWindows;
+    const int outside = left + most(last_x_ - first_x_ - right, 0);
+    if (outside == 0) return;
+    Divider by_outside;
+    by_outside.set(outside);
+    const int items = planes_ * step() * kMaps * outside, threads = g_.threads;
+    for (int item = thread(); item < items; item += threads) {
+      const int line = quotient(item, by_outside), i = item - line * outside;
+      derivatives_[line * derivatives_row() + (i < left ? i : right + i - left)] = A(0);
+    }
+  }
+
+  // ---- pixels ----
+
+  SSIM_DEVICE Column column_at(int slot, int x) const {
+    Column c;
+    c.input =
+        static_cast<const T*>(p_.input) + offset(slot, p_.input_stride) + x * p_.input_stride[3];
+    c.target =
+        static_cast<const T*>(p_.target) + offset(slot, p_.target_stride) + x * p_.target_stride[3];
+    if constexpr (kMaps > 0) {
+      c.grad_input = static_cast<T*>(p_.grad_input) + offset(slot, p_.grad_input_stride) +
+                     x * p_.grad_input_stride[3];
+    }
+    if constexpr (kBoth) {
+      c.grad_target = static_cast<T*>(p_.grad_target) + offset(slot, p_.grad_target_stride) +
+                      x * p_.grad_target_stride[3];
+    }
+    return c;
   }
 
   // The tile's centre pixel, taken away from all of it: bright flat areas keep their digits. Where
   // every window reaches over the edge there is nothing to gain.
-  SSIM_DEVICE void choose_pivot(const T* input, const T* target) {
-    pivot_input_ = pivot_target_ = pivot_v_ = A(0);
+  SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
+    c.pivot_input = c.pivot_target = c.pivot_v = A(0);
     if (g_.h < g_.taps || g_.w < g_.taps) return;
-    const Int64 y = least((y0_ + y1_) / 2, g_.h - 1), x = least((x0_ + x1_) / 2, g_.w - 1);
-    const A a = to_arithmetic(input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
-    const A b = to_arithmetic(target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
-    pivot_input_ = finite_or_zero(a);
-    pivot_target_ = finite_or_zero(b);
-    pivot_v_ = finite_or_zero(a - b);
+    const int y = least((y0_ + y1_) / 2, g_.h - 1);
+    const int x = least((x0_ + x1_) / 2, g_.w - 1) - column_x;
+    const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
+    const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
+    c.pivot_input = finite_or_zero(a);
+    c.pivot_target = finite_or_zero(b);
+    c.pivot_v = finite_or_zero(a - b);
   }
 
   SSIM_DEVICE static A finite_or_zero(A x) { return x - x == A(0) ? x : A(0); }
 
+  // for the other threads: as they are, then those of u and v
+  SSIM_DEVICE void leave_pivots(int slot, const Column& c) {
+    A* to = pivots_ + kPivotWords * slot;
+    to[0] = c.pivot_input;
+    to[1] = c.pivot_target;
+    to[2] = c.pivot_v;
+    to[3] = (c.pivot_input + c.pivot_target) * p_.inverse_range;
+    to[4] = c.pivot_v * p_.inverse_range;
+  }
+  SSIM_DEVICE void take_pivots(int slot, Column& c) const {
+    const A* from = pivots_ + kPivotWords * slot;
+    c.pivot_input = from[0];
+    c.pivot_target = from[1];
+    c.pivot_v = from[2];
+  }
+  SSIM_DEVICE A pivot_u(int slot) const { return pivots_[kPivotWords * slot + 3]; }
+  SSIM_DEVICE A pivot_v(int slot) const { return pivots_[kPivotWords * slot + 4]; }
+
   // u and v of two pixels, pivots taken away: x + y would round away the digits of large pixels, so
   // pivots come first there; x - y is exact for images that are near each other
-  SSIM_DEVICE void sum_and_difference(A a, A b, A& u, A& v) const {
-    u = ((a - pivot_input_) + (b - pivot_target_)) * p_.inverse_range;
-    v = ((a - b) - pivot_v_) * p_.inverse_range;
+  SSIM_DEVICE void sum_and_difference(const Column& c, A a, A b, A& u, A& v) const {
+    u = ((a - c.pivot_input) + (b - c.pivot_target)) * p_.inverse_range;
+    v = ((a - b) - c.pivot_v) * p_.inverse_range;
   }
 
-  // u and v of this thread's column; above and below the image lies zero
-  SSIM_DEVICE void pixel(int y, A& u, A& v) const {
-    A a = A(0), b = A(0);
-    if (y >= 0 && y < g_.h) {
-      a = to_arithmetic(input_[y * p_.input_stride[2]]);
-      b = to_arithmetic(target_[y * p_.target_stride[2]]);
+  // u and v of rows [y, y + count) of a column; above and below the image lies zero. All reads come
+  // first, from rows that exist, so that none waits for another.
+  template <int kCount>
+  SSIM_DEVICE void pixels(const Column& c, int y, A* u, A* v) const {
+    T a[kCount], b[kCount];
+    if (y >= 0 && y + kCount <= g_.h) {
+      const T *input = c.input + y * p_.input_stride[2],
+              *target = c.target + y * p_.target_stride[2];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        a[i] = *input;
+        b[i] = *target;
+        input += p_.input_stride[2];
+        target += p_.target_stride[2];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int existing = least(most(y + i, 0), g_.h - 1);
+        a[i] = c.input[existing * p_.input_stride[2]];
+        b[i] = c.target[existing * p_.target_stride[2]];
+        if (existing != y + i) a[i] = b[i] = T{};
+      }
     }
-    sum_and_difference(a, b, u, v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sum_and_difference(c, to_arithmetic(a[i]), to_arithmetic(b[i]), u[i], v[i]);
+    }
+  }
+
+  // tile: u and v of all its pixels of one plane, each read once, into shared memory
+  SSIM_DEVICE void load_pixels(int slot) {
+    const int from = pixels_from_, rows = step() + kHalo;
+    const int row = quotient(thread(), g_.by_columns), i = thread() - row * g_.columns;
+    const int x = first_x_ - g_.pad + from + i;
+    Column c = column_at(slot, x);
+    choose_pivots(c, x);
+    if (thread() == 0) leave_pivots(slot, c);
+    if (i >= pixels_to_ - from || row >= g_.load_rows) return;
+    const Int64 input_step = g_.load_rows * p_.input_stride[2],
+                target_step = g_.load_rows * p_.target_stride[2];
+    int y = first_y_ - g_.pad + row;
+    const T *input = c.input + y * p_.input_stride[2], *target = c.target + y * p_.target_stride[2];
+    Pack<A, 2>* to = pixels_ + (slot * rows + row) * moments_row() + from + i;
+    for (int start = row; start < rows; start += kLoads * g_.load_rows) {
+      T a[kLoads] = {}, b[kLoads] = {};
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) {
+        if (static_cast<unsigned>(y) < static_cast<unsigned>(g_.h)) {
+          a[k] = *input;
+          b[k] = *target;
+        }
+        y += g_.load_rows;
+        input += input_step;
+        target += target_step;
+      }
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) {
+        if (start + k * g_.load_rows >= rows) break;
+        Pack<A, 2> uv;
+        sum_and_difference(c, to_arithmetic(a[k]), to_arithmetic(b[k]), uv.lane[0], uv.lane[1]);
+        *to = uv;
+        to += g_.load_rows * moments_row();
+      }
+    }
   }
 
   // the window, or its mirror image, which carries gradients back
   template <bool kAdjoint>
   SSIM_DEVICE A tap(int k) const {
-    return p_.window[kAdjoint ? (kTaps > 0 ? kTaps : g_.taps) - 1 - k : k];
-  }
-
-  // ---- phase 1 ----
-
-  // moments of rows [y, y + 8) of windows, one column of pixels
-  SSIM_DEVICE void filter_pixels_down(int y) {
-    if (owner_) {
-      if constexpr (kTaps > 0) {
-#pragma unroll
-        for (int i = 0; i < kHalo; ++i) {
-          u_[i] = u_[i + kStep];
-          v_[i] = v_[i + kStep];
-        }
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          pixel(y - g_.pad + kHalo + i, u_[kHalo + i], v_[kHalo + i]);
-        }
-      }
-      if (y < last_y_) {
-        const int to =
-            slot_ * kStep * g_.moments_row + first_pixel() - (first_x_ - g_.pad) + column_;
-        A out[kStep];
-#pragma unroll
-        for (int map = 0; map < 4; ++map) {
-          filter_column(map, y, out);
-#pragma unroll
-          for (int i = 0; i < kStep; ++i) {
-            moments_[(map * g_.rows() + i) * g_.moments_row + to] = out[i];
-          }
-        }
-      }
-    }
-    if (y < last_y_) fill_outside();
-  }
-
-  SSIM_DEVICE void filter_column(int map, int y, A (&out)[kStep]) const {
-#pragma unroll
-    for (int i = 0; i < kStep; ++i) out[i] = A(0);
-    if constexpr (kTaps > 0) {
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        const A x = statistic(map, u_[row], v_[row]);
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          if (row >= i && row - i < kTaps) out[i] += tap<false>(row - i) * x;
-        }
-      }
-    } else {
-      for (int row = 0; row < g_.halo() + kStep; ++row) {
-        A u, v;
-        pixel(y - g_.pad + row, u, v);
-        const A x = statistic(map, u, v);
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          if (row >= i && row - i < g_.taps) out[i] += tap<false>(row - i) * x;
-        }
-      }
-    }
+    return p_.window[kAdjoint ? halo() - k : k];
   }
 
   SSIM_DEVICE static A statistic(int map, A u, A v) {
     return map == kMeanU ? u : map == kMeanV ? v : map == kSquareU ? u * u : v * v;
   }
 
-  // columns left and right of the image are constant: zero, less the pivot
-  SSIM_DEVICE void fill_outside() {
-    const int left = first_pixel() - (first_x_ - g_.pad);
-    const int right = left + last_pixel() - first_pixel();
-    const int outside = left + (last_x_ - first_x_ + g_.halo()) - right;
-    if (outside == 0) return;
-    const int threads = g_.threads;
-    for (int i = thread(); i < planes_ * kStep * outside; i += threads) {
-      const int row = i / outside, j = i - row * outside;
-      const int column = j < left ? j : right + j - left;
-      const A u = A(0) - pivots_[row / kStep * 2], v = A(0) - pivots_[row / kStep * 2 + 1];
+  // ---- phase 1 ----
+
+  // moments of rows [y, y + step) of windows
+  SSIM_DEVICE void filter_pixels_down(int y) {
+    if constexpr (kStreams) {
+      if (owner_) {
+#pragma unroll
+        for (int i = 0; i < kHalo; ++i) {
+          u_[i] = u_[i + kRows];
+          v_[i] = v_[i + kRows];
+        }
+        pixels<kRows>(column_, y - g_.pad + kHalo, u_ + kHalo, v_ + kHalo);
+        if (y < last_y_) filter_column(u_, v_, moments_ + pixels_from_ + thread());
+      }
+    } else if (y < last_y_) {
+      const int from = pixels_from_, columns = pixels_to_ - from;
+      const int groups = kIsTile ? g_.groups() : 1, threads = g_.threads;
+      for (int item = thread(); item < planes_ * groups * g_.columns; item += threads) {
+        const int line = quotient(item, g_.by_columns), i = item - line * g_.columns;
+        if (i >= columns) continue;
+        const int slot = g_.planes == 1 ? 0 : line / groups, group = line - slot * groups;
+        A* to = moments_ + line * kRows * 4 * moments_row() + from + i;
+        if constexpr (kIsTile) {
+          const int row = slot * (step() + kHalo) + group * kRows;
+          A u[kReads], v[kReads];
+#pragma unroll
+          for (int k = 0; k < kReads; ++k) {
+            const Pack<A, 2> pixel = pixels_[(row + k) * moments_row() + from + i];
+            u[k] = pixel.lane[0];
+            v[k] = pixel.lane[1];
+          }
+          filter_column(u, v, to);
+        } else {
+          Column c = column_at(slot, first_x_ - g_.pad + from + i);
+          take_pivots(slot, c);
+          filter_column(c, y - g_.pad, to);
+        }
+      }
+    }
+    if (y < last_y_) fill_outside();
+  }
+
+  // `to`: moments, the first row
+  SSIM_DEVICE void filter_column(const A* u, const A* v, A* to) const {
+#pragma unroll
+    for (int map = 0; map < 4; ++map) {
+      A out[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) out[i] = A(0);
+#pragma unroll
+      for (int row = 0; row < kReads; ++row) {
+        const A x = statistic(map, u[row], v[row]);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          if (row >= i && row - i < kTaps) out[i] += tap<false>(row - i) * x;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) to[(i * 4 + map) * moments_row()] = out[i];
+    }
+  }
+
+  // the same with a number of taps that only the launch knows
+  SSIM_DEVICE void filter_column(const Column& c, int y, A* to) const {
+    A out[4][kRows] = {};
+    for (int row = 0; row < halo() + kRows; ++row) {
+      A u, v;
+      pixels<1>(c, y + row, &u, &v);
 #pragma unroll
       for (int map = 0; map < 4; ++map) {
-        moments_[(map * g_.rows() + row) * g_.moments_row + column] = statistic(map, u, v);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          if (row >= i && row - i <= halo())
+            out[map][i] += tap<false>(row - i) * statistic(map, u, v);
+        }
       }
+    }
+#pragma unroll
+    for (int map = 0; map < 4; ++map) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) to[(i * 4 + map) * moments_row()] = out[map][i];
+    }
+  }
+
+  // pixels left and right of the image are constant: zero, less the pivot
+  SSIM_DEVICE void fill_outside() {
+    const int start = windows_from_, left = pixels_from_ - start, right = pixels_to_;
+    const int outside = left + windows_to_ + halo() - right;
+    if (outside == 0) return;
+    Divider by_outside;
+    by_outside.set(outside);
+    const int items = planes_ * step() * outside, threads = g_.threads;
+    for (int item = thread(); item < items; item += threads) {
+      const int row = quotient(item, by_outside), i = item - row * outside;
+      const int slot = g_.planes == 1 ? 0 : row / step();
+      A* to = moments_ + row * 4 * moments_row() + (i < left ? start + i : right + i - left);
+      const A u = -pivot_u(slot), v = -pivot_v(slot);
+#pragma unroll
+      for (int map = 0; map < 4; ++map) to[map * moments_row()] = statistic(map, u, v);
     }
   }
 
   // ---- the filter along a row ----
 
-  // out[i] = sum_k window[k] * row[i + k], i < 4; row is aligned to 4
-  template <bool kAdjoint>
-  SSIM_DEVICE void filter_row(const A* row, A (&out)[kRun]) const {
+  // out[j][i] = sum_k window[k] * row[j * stride + i + k]; rows are aligned to kCount
+  template <bool kAdjoint, int kLines, int kCount>
+  SSIM_DEVICE void filter_rows(const A* row, int stride, A (&out)[kLines][kCount]) const {
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) out[i] = A(0);
+    for (int j = 0; j < kLines; ++j) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) out[j][i] = A(0);
+    }
     if constexpr (kTaps > 0) {
 #pragma unroll
-      for (int from = 0; from < kReach; from += 4) {
-        const Four<A> x = *reinterpret_cast<const Four<A>*>(row + from);
+      for (int from = 0; from < kHalo + kCount; from += kCount) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < kLines; ++j) {
+          const auto x = *reinterpret_cast<const Pack<A, kCount>*>(row + j * stride + from);
 #pragma unroll
-          for (int i = 0; i < kRun; ++i) {
-            const int k = from + j - i;
-            if (k >= 0 && k < kTaps) out[i] += tap<kAdjoint>(k) * x.lane[j];
+          for (int lane = 0; lane < kCount; ++lane) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+              const int k = from + lane - i;
+              if (k >= 0 && k < kTaps) out[j][i] += tap<kAdjoint>(k) * x.lane[lane];
+            }
           }
         }
       }
     } else {
-      A x[kRun];
+      A x[kLines][kCount];
 #pragma unroll
-      for (int i = 0; i < kRun - 1; ++i) x[i + 1] = row[i];
-      for (int k = 0; k < g_.taps; ++k) {
+      for (int j = 0; j < kLines; ++j) {
 #pragma unroll
-        for (int i = 0; i < kRun - 1; ++i) x[i] = x[i + 1];
-        x[kRun - 1] = row[k + kRun - 1];
+        for (int i = 0; i < kCount - 1; ++i) x[j][i + 1] = row[j * stride + i];
+      }
+      for (int k = 0; k <= halo(); ++k) {
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) out[i] += tap<kAdjoint>(k) * x[i];
+        for (int j = 0; j < kLines; ++j) {
+#pragma unroll
+          for (int i = 0; i < kCount - 1; ++i) x[j][i] = x[j][i + 1];
+          x[j][kCount - 1] = row[j * stride + k + kCount - 1];
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) out[j][i] += tap<kAdjoint>(k) * x[j][i];
+        }
       }
     }
   }
@@ -442,200 +632,263 @@ class Block {
   // ---- phase 2 ----
 
   SSIM_DEVICE void filter_moments_across(int y) {
-    const Divider divider(g_.runs);
-    const int items = planes_ * kStep * g_.runs, threads = g_.threads;
+    if constexpr (kIsTile && kMaps > 0) clear_outside();  // where the pixels were
+    const int first = first_run(), runs = last_run() - first;
+    const int items = planes_ * step() * g_.runs, threads = g_.threads;
     for (int item = thread(); item < items; item += threads) {
-      const int row = divider.quotient(item), run = item - row * g_.runs;
-      windows(y, row, run, item);
+      const int row = quotient(item, g_.by_runs), run = item - row * g_.runs;
+      if (run < runs) {
+        windows(y, row, first + run, item);
+      } else if constexpr (kIsTile && makes_sums(kTask)) {
+        partials_[item] = A(0);
+      }
     }
   }
 
-  // four windows of row y + row % 8 of plane row / 8
+  // neighbouring windows of row y + row % step of plane row / step
   SSIM_DEVICE void windows(int y, int row, int run, int item) {
-    A filtered[4][kRun];
-    const int window_y = y + row % kStep, x = first_x_ + run * kRun;
-    const bool in_band = window_y < last_y_;
-    if (in_band) {
-#pragma unroll
-      for (int map = 0; map < 4; ++map) {
-        filter_row<false>(moments_ + (map * g_.rows() + row) * g_.moments_row + run * kRun,
-                          filtered[map]);
-      }
-    }
-    const A pivot_u = pivots_[row / kStep * 2], pivot_v = pivots_[row / kStep * 2 + 1];
-    const bool own_row = window_y >= y0_ && window_y < y1_;
-    Four<A> out[kMaps > 0 ? kMaps : 1];
+    const int slot = g_.planes == 1 ? 0 : row / step();
+    const int window_y = y + row - slot * step(), x = first_x_ + run * kWindows;
     A sum = A(0);
+    Pack<A, kWindows> out[kMaps > 0 ? kMaps : 1] = {};
+    if (window_y < last_y_) {
+      A filtered[4][kWindows];
+      filter_rows<false>(moments_ + row * 4 * moments_row() + run * kWindows, moments_row(),
+                         filtered);
+      // as unsigned numbers, what lies left of a range lies beyond it
+      const bool own_row = window_y >= y0_ && window_y < y1_;
+      const unsigned own = own_row ? static_cast<unsigned>(x1_ - x0_) : 0u;
+      const unsigned all = static_cast<unsigned>(windows_to_ + first_x_);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      const bool inside = in_band && x + i < last_x_;
-      Derivatives<A> d{A(0), A(0), A(0), A(0)};
-      if (inside) {
+      for (int i = 0; i < kWindows; ++i) {
+        if (static_cast<unsigned>(x + i) >= all) continue;
         const Moments<A> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                            filtered[kSquareV][i]};
-        const Terms<A> t = terms<A>(m, pivot_u, pivot_v, p_.c1, p_.c2, A(0.5));
+        const Terms<A> t = terms<A>(m, pivot_u(slot), pivot_v(slot), p_.c1, p_.c2, A(0.5));
         const A loss = delta<A>(t);
-        if (own_row && x + i >= x0_ && x + i < x1_) sum += loss;
+        if (static_cast<unsigned>(x + i - x0_) < own) sum += loss;
         if constexpr (kTask == Task::map) {
-          const Int64 plane = first_plane() + row / kStep;
           T* map = static_cast<T*>(p_.map);
-          from_arithmetic(loss, map[(plane * g_.out_h + window_y) * g_.out_w + x + i]);
+          const Int64 line = Int64(first_plane() + slot) * g_.out_h + window_y;
+          from_arithmetic(loss, map[line * g_.out_w + x + i]);
         }
-        if constexpr (kMaps > 0) d = derivatives<A>(t, m, A(0.5));
-        if constexpr (is_weighted(kTask)) {
-          const A weight =
-              p_.weight[offset(row / kStep, p_.weight_stride) + window_y * p_.weight_stride[2] +
-                        (x + i) * p_.weight_stride[3]];
-          d = {d.mean_u * weight, d.mean_v * weight, d.square_u * weight, d.square_v * weight};
+        if constexpr (kMaps > 0) {
+          Derivatives<A> d = derivatives<A>(t, m, A(0.5));
+          if constexpr (is_weighted(kTask)) {
+            const A weight =
+                p_.weight[offset(slot, p_.weight_stride) + window_y * p_.weight_stride[2] +
+                          (x + i) * p_.weight_stride[3]];
+            d = {d.mean_u * weight, d.mean_v * weight, d.square_u * weight, d.square_v * weight};
+          }
+          out[0].lane[i] = kBoth ? d.mean_u : d.mean_u + d.mean_v;  // one gradient needs their sum
+          out[1].lane[i] = d.square_u;
+          out[2].lane[i] = d.square_v;
+          if constexpr (kBoth) out[3].lane[i] = d.mean_v;
         }
-      }
-      if constexpr (kMaps > 0) {
-        out[0].lane[i] = kBoth ? d.mean_u : d.mean_u + d.mean_v;  // one gradient needs their sum
-        out[1].lane[i] = d.square_u;
-        out[2].lane[i] = d.square_v;
-        if constexpr (kBoth) out[3].lane[i] = d.mean_v;
       }
     }
-    if constexpr (makes_sums(kTask)) partials_[item] += sum;  // this thread's alone
+    if constexpr (makes_sums(kTask)) {
+      partials_[item] = kIsTile ? sum : partials_[item] + sum;  // this thread's alone
+    }
 #pragma unroll
     for (int map = 0; map < kMaps; ++map) {
-      A* to = derivatives_ + (map * g_.rows() + row) * g_.derivatives_row + lead() + run * kRun;
-      *reinterpret_cast<Four<A>*>(to) = out[map];
+      A* to = derivatives_ + (row * kMaps + map) * derivatives_row() + run * kWindows;
+      *reinterpret_cast<Pack<A, kWindows>*>(to) = out[map];
     }
   }
 
   // ---- phase 3 ----
 
-  // column x0 + i of the gradient is column i + shift of `across`
+  // A line is one map of one row. The tile's lines start above the map and end below it, where
+  // derivatives are zero.
   SSIM_DEVICE void filter_derivatives_across() {
-    const Divider divider(g_.gradient_runs);
-    const int items = planes_ * kStep * g_.gradient_runs, threads = g_.threads;
+    constexpr int kLines = kIsTile ? 1 : kMaps;  // that a thread takes
+    const int rows = kIsTile ? y1_ - y0_ + halo() : step();
+    const int items = planes_ * rows * (kMaps / kLines) * g_.gradient_runs, threads = g_.threads;
     for (int item = thread(); item < items; item += threads) {
-      const int row = divider.quotient(item), run = item - row * g_.gradient_runs;
+      const int lines = quotient(item, g_.by_gradient_runs), line = lines * kLines;
+      const int column = (item - lines * g_.gradient_runs) * kRun;
+      int from = line;
+      bool is_zero = false;
+      if constexpr (kIsTile) {
+        const int slot = g_.planes == 1 ? 0 : line / (rows * kMaps);
+        const int above = first_y_ - (y0_ + g_.pad - halo());  // rows above the map
+        from += (slot * (step() - rows) - above) * kMaps;
+        const int first = slot * step() * kMaps;
+        is_zero = from < first || from >= first + (last_y_ - first_y_) * kMaps;
+      }
+      A filtered[kLines][kRun] = {};
+      if (!is_zero) {
+        filter_rows<true>(derivatives_ + from * derivatives_row() + column, derivatives_row(),
+                          filtered);
+      }
 #pragma unroll
-      for (int map = 0; map < kMaps; ++map) {
-        Four<A> out;
-        filter_row<true>(derivatives_ + (map * g_.rows() + row) * g_.derivatives_row + run * kRun,
-                         out.lane);
-        A* to = across_ + (map * g_.rows() + row) * g_.across_row + run * kRun;
-        *reinterpret_cast<Four<A>*>(to) = out;
+      for (int j = 0; j < kLines; ++j) {
+        Pack<A, kRun> out;
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) out.lane[i] = filtered[j][i];
+        *reinterpret_cast<Pack<A, kRun>*>(across_ + (line + j) * across_row() + column) = out;
       }
     }
   }
 
   // ---- phase 4 ----
 
-  // gradient rows [y - pad, y - pad + 8), one column
-  //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
-  //     d/dx = from_u + from_v                     d/dy = from_u - from_v
+  // gradient rows that the windows of [y, y + step) complete
   SSIM_DEVICE void filter_derivatives_down(int y) {
-    if (!in_tile_) return;
-    A filtered[kMaps][kStep];
+    if constexpr (kStreams) {
+      if (!in_tile_) return;
+      A filtered[kMaps][kRows];
 #pragma unroll
-    for (int map = 0; map < kMaps; ++map) {
-      const A* rows =
-          across_ + (map * g_.rows() + slot_ * kStep) * g_.across_row + x_ - x0_ + shift();
-      filter_derivative_column(map, rows, y < last_y_, filtered[map]);
-    }
-    const A scale = p_.grad_scale * p_.inverse_range;
+      for (int map = 0; map < kMaps; ++map) {
+        A x[kReads];
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) {
-      const int row = y - g_.pad + i;
-      if (row < y0_ || row >= y1_) continue;
-      A u, v;
-      if constexpr (kTaps > 0) {
-        u = u_[i];
-        v = v_[i];
-      } else {
-        pixel(row, u, v);
+        for (int row = 0; row < kReads; ++row) {
+          x[row] = row < kHalo   ? kept_[map][row < kHalo ? row : 0]
+                   : y < last_y_ ? across_[((row - kHalo) * kMaps + map) * across_row() + x_ - x0_]
+                                 : A(0);
+        }
+        filter_derivative_column(x, filtered[map]);
+#pragma unroll
+        for (int row = 0; row < kHalo; ++row) kept_[map][row] = x[row + kRows];
       }
-      const A from_u = filtered[0][i] + u * filtered[1][i];
-      A from_v = v * filtered[2][i];
-      if constexpr (kBoth) {
-        from_v += filtered[3][i];
-        from_arithmetic((from_u - from_v) * scale, grad_target_[row * p_.grad_target_stride[2]]);
+      leave_gradient(column_, y - g_.pad, u_, v_, filtered);
+    } else {
+      const int columns = x1_ - x0_, threads = g_.threads;
+      const int groups = kIsTile ? y1_ - y0_ : 1;
+      for (int item = thread(); item < planes_ * groups * g_.tile_w; item += threads) {
+        const int line = quotient(item, g_.by_tile_w), i = item - line * g_.tile_w;
+        if (i >= columns) continue;
+        const int slot = g_.planes == 1 ? 0 : line / groups, group = line - slot * groups;
+        const int row = kIsTile ? y0_ + group : y - g_.pad;
+        Column c = column_at(slot, x0_ + i);
+        take_pivots(slot, c);
+        A u[kGradientRows], v[kGradientRows], filtered[kMaps][kGradientRows];
+        pixels<kGradientRows>(c, row, u, v);
+        if constexpr (kIsTile) {
+          const A* from = across_ + (slot * (groups + kHalo) + group) * kMaps * across_row() + i;
+#pragma unroll
+          for (int map = 0; map < kMaps; ++map) filtered[map][0] = A(0);
+#pragma unroll
+          for (int k = 0; k < kTaps; ++k) {
+#pragma unroll
+            for (int map = 0; map < kMaps; ++map) {
+              filtered[map][0] += tap<true>(k) * from[(k * kMaps + map) * across_row()];
+            }
+          }
+        } else {
+#pragma unroll
+          for (int map = 0; map < kMaps; ++map) {
+            filter_derivative_column(map, slot, i, y < last_y_, filtered[map]);
+          }
+        }
+        leave_gradient(c, row, u, v, filtered);
       }
-      from_arithmetic((from_u + from_v) * scale, grad_input_[row * p_.grad_input_stride[2]]);
     }
   }
 
-  // `rows`: 8 new ones in shared memory, where there still are any; the earlier ones are kept
-  SSIM_DEVICE void filter_derivative_column(int map, const A* rows, bool any, A (&out)[kStep]) {
+  template <int kCount>
+  SSIM_DEVICE void filter_derivative_column(const A (&x)[kCount + kHalo], A (&out)[kCount]) const {
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) out[i] = A(0);
-    if constexpr (kTaps > 0) {
-      A x[kRows];
+    for (int i = 0; i < kCount; ++i) out[i] = A(0);
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        x[row] = row < kHalo ? kept_[map][row < kHalo ? row : 0]
-                             : (any ? rows[(row - kHalo) * g_.across_row] : A(0));
+    for (int row = 0; row < kCount + kHalo; ++row) {
 #pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          if (row >= i && row - i < kTaps) out[i] += tap<true>(row - i) * x[row];
-        }
+      for (int i = 0; i < kCount; ++i) {
+        if (row >= i && row - i < kTaps) out[i] += tap<true>(row - i) * x[row];
       }
+    }
+  }
+
+  // The same with a number of taps that only the launch knows: earlier rows are kept in shared
+  // memory; `any` new ones there are.
+  SSIM_DEVICE void filter_derivative_column(int map, int slot, int column, bool any,
+                                            A (&out)[kRows]) {
 #pragma unroll
-      for (int row = 0; row < kHalo; ++row) kept_[map][row] = x[row + kStep];
-    } else {
-      const int halo = g_.halo(), stride = g_.planes * g_.tile_w;
-      A* kept = history_ + map * halo * stride + slot_ * g_.tile_w + x_ - x0_;
-      for (int row = 0; row < halo + kStep; ++row) {
-        const A x =
-            row < halo ? kept[row * stride] : (any ? rows[(row - halo) * g_.across_row] : A(0));
-        if (row >= kStep && row - kStep < halo) kept[(row - kStep) * stride] = x;
+    for (int i = 0; i < kRows; ++i) out[i] = A(0);
+    const int stride = g_.planes * g_.tile_w;
+    A* kept = history_ + map * halo() * stride + slot * g_.tile_w + column;
+    const A* rows = across_ + (slot * kRows * kMaps + map) * across_row() + column;
+    for (int row = 0; row < halo() + kRows; ++row) {
+      const A x = row < halo() ? kept[row * stride]
+                  : any        ? rows[(row - halo()) * kMaps * across_row()]
+                               : A(0);
+      if (row >= kRows && row - kRows < halo()) kept[(row - kRows) * stride] = x;
 #pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          if (row >= i && row - i < g_.taps) out[i] += tap<true>(row - i) * x;
-        }
+      for (int i = 0; i < kRows; ++i) {
+        if (row >= i && row - i <= halo()) out[i] += tap<true>(row - i) * x;
       }
+    }
+  }
+
+  // rows [y, y + kGradientRows) of one column
+  //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
+  //     d/dx = from_u + from_v                     d/dy = from_u - from_v
+  SSIM_DEVICE void leave_gradient(const Column& c, int y, const A* u, const A* v,
+                                  const A (&filtered)[kMaps][kGradientRows]) const {
+    T* grad_input = c.grad_input + y * p_.grad_input_stride[2];
+    T* grad_target = nullptr;
+    if constexpr (kBoth) grad_target = c.grad_target + y * p_.grad_target_stride[2];
+    const A scale = p_.grad_scale * p_.inverse_range;
+#pragma unroll
+    for (int i = 0; i < kGradientRows; ++i) {
+      if (y + i >= y0_ && y + i < y1_) {
+        const A from_u = filtered[0][i] + u[i] * filtered[1][i];
+        A from_v = v[i] * filtered[2][i];
+        if constexpr (kBoth) {
+          from_v += filtered[3][i];
+          from_arithmetic((from_u - from_v) * scale, *grad_target);
+        }
+        from_arithmetic((from_u + from_v) * scale, *grad_input);
+      }
+      grad_input += p_.grad_input_stride[2];
+      if constexpr (kBoth) grad_target += p_.grad_target_stride[2];
     }
   }
 
   // ---- sums ----
 
-  // each plane's partial sums, halved until one is left
+  // Each plane's partial sums make one part; then the parts are counted. The thread that leaves the
+  // last one of all blocks sets its block's flag.
   SSIM_DEVICE void add_up() {
-    const int threads = g_.threads;
-    const int each = kStep * g_.runs;
-    for (int count = each; count > 1; count = (count + 1) / 2) {
-      const int upper = (count + 1) / 2, pairs = count - upper;
-      for (int i = thread(); i < planes_ * pairs; i += threads) {
-        const int slot = i / pairs, j = i - slot * pairs;
-        partials_[slot * each + j] += partials_[slot * each + upper + j];
-      }
-      __syncthreads();
-    }
-    if (thread() < planes_) {
-      const Int64 place = Int64(blockIdx.x) % (Int64(g_.tiles) * g_.bands);
-      p_.parts[(first_plane() + thread()) * g_.bands * g_.tiles + place] =
-          static_cast<double>(partials_[thread() * each]);
-      __threadfence();
+    const int each = step() * g_.runs, threads = g_.threads;
+    for (int i = thread(); i < planes_ * kLanes; i += threads) {
+      const int slot = i / kLanes;
+      A sum = A(0);
+      for (int j = i % kLanes; j < each; j += kLanes) sum += partials_[slot * each + j];
+      sums_[i] = sum;
     }
     __syncthreads();
-    if (p_.value != nullptr && is_last_block()) {
-      sum_parts(p_.parts, g_.parts(), p_.value_scale, p_.value, reinterpret_cast<double*>(moments_),
-                g_.threads);
+    // the last threads have least to do meanwhile
+    for (int slot = threads - 1 - thread(); slot < planes_; slot += threads) {
+      A sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) sum[i % 4] += sums_[slot * kLanes + i];
+      const unsigned place = blockIdx.x % static_cast<unsigned>(g_.tiles * g_.bands);
+      p_.parts[Int64(first_plane() + slot) * (g_.tiles * g_.bands) + place] =
+          (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      if (p_.value != nullptr) {
+        __threadfence();
+        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) *flag() = 1;
+      }
     }
   }
 
-  // The last block to arrive here finds the parts of all the others in memory.
-  SSIM_DEVICE bool is_last_block() {
-    unsigned* before = reinterpret_cast<unsigned*>(pivots_);
-    if (thread() == 0) {
-      *before = atomicAdd(p_.arrived, 1u);
-      if (*before == g_.blocks - 1) *p_.arrived = 0;
-    }
+  SSIM_DEVICE void finish_value() {
     __syncthreads();
+    if (*flag() == 0) return;
     __threadfence();
-    return *before == g_.blocks - 1;
+    if (thread() == 0) *p_.arrived = 0;
+    sum_parts(p_.parts, g_.parts(), p_.value_scale, p_.value,
+              reinterpret_cast<ExactSum<A>*>(moments_), g_.threads);
   }
 };
 
-template <typename T, int kTaps, Task kTask>
-__global__ void __launch_bounds__(kMostThreads, kTaps > 0 && sizeof(T) < 8 ? kResident : 1)
+template <typename T, Layout kLayout, Task kTask>
+__global__ void __launch_bounds__(most_threads(kLayout), sizeof(T) < 8 ? resident(kLayout) : 1)
     ssim_kernel(const __grid_constant__ Problem<typename Accumulate<T>::type> p) {
   SSIM_DYNAMIC_SHARED(shared);
-  Block<T, kTaps, kTask>(p, shared).run();
+  Block<T, kLayout, kTask>(p, shared).run();
 }
 
 // ---- one value for each image ----
@@ -645,10 +898,10 @@ constexpr int kReduceThreads = 128;
 // out[i] = scale * sum of parts[i * each, (i + 1) * each); one block for each i
 template <typename A>
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_kernel(const double* parts, Int64 each, double scale, A* out) {
+    reduce_kernel(const A* parts, Int64 each, double scale, A* out) {
   SSIM_DYNAMIC_SHARED(shared);
   sum_parts(parts + blockIdx.x * each, each, scale, out + blockIdx.x,
-            reinterpret_cast<double*>(shared), kReduceThreads);
+            reinterpret_cast<ExactSum<A>*>(shared), kReduceThreads);
 }
 
 #endif  // device

@@ -67,12 +67,14 @@ def test_no_kernel_spills_on_any_architecture(compiled):
         re.DOTALL,
     )
     assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x (3 dtypes x 2 windows + float64), and 2 that give a value an image
-    assert len(kernels) == 44 * len(ARCHITECTURES)
+    # 6 tasks x (3 dtypes x 3 layouts + float64), and 2 that give a value an image
+    assert len(kernels) == 62 * len(ARCHITECTURES)
     spilled = [k for k in kernels if any(int(count) for count in k[2:5])]
     assert not spilled
-    fast = [int(k[5]) for k in kernels if "Li11E" in k[0]]
-    assert max(fast) <= 168  # three blocks of 128 threads on a multiprocessor
+    streaming = [int(k[5]) for k in kernels if "LayoutE0" in k[0]]
+    assert max(streaming) <= 168  # three blocks of 128 threads on a multiprocessor
+    tile = [int(k[5]) for k in kernels if "LayoutE1" in k[0]]
+    assert max(tile) <= 128  # one block of 512 threads
 
 
 @needs_nvcc
@@ -95,13 +97,13 @@ def test_the_library_loads_without_a_gpu_and_registers_its_operators(compiled, t
 
 
 KERNELS = [
-    f"ssim_fused::ssim_kernel<{dtype}, {taps}, ssim_fused::Task::{task}>"
-    for dtype, taps in (
-        ("float", 11),
-        ("float", 0),
-        ("float16", 11),
-        ("bfloat16", 0),
-        ("double", 0),
+    f"ssim_fused::ssim_kernel<{dtype}, ssim_fused::Layout::{layout}, ssim_fused::Task::{task}>"
+    for dtype, layout in (
+        ("float", "streaming"),
+        ("float", "tile"),
+        ("float16", "tile"),
+        ("bfloat16", "any"),
+        ("double", "any"),
     )
     for task in ("value", "map", "gradient", "backwards")
 ] + ["ssim_fused::reduce_kernel<float>", "ssim_fused::reduce_kernel<double>"]

@@ -48,14 +48,17 @@ def test_other_windows(native, task, window, dtype):
 @pytest.mark.parametrize(
     ("shape", "cut"),
     [
-        ((3, 2, 28, 28), (1, 1, 1)),
-        ((3, 2, 28, 28), (1, 1, 3)),
-        ((3, 2, 28, 28), (1, 1, 4)),  # the last block has two planes
-        ((1, 3, 28, 28), (1, 4, 2)),
-        ((1, 1, 64, 64), (1, 16, 1)),
-        ((1, 1, 64, 64), (4, 3, 1)),
-        ((1, 1, 30, 107), (7, 2, 1)),  # a last tile of 11 columns
-        ((1, 1, 17, 33), (5, 9, 1)),  # a last tile of 5 columns, a last band of 1 row
+        ((3, 2, 28, 28), ("streaming", 1, 1, 1)),
+        ((3, 2, 28, 28), ("tile", 1, 2, 1)),
+        ((3, 2, 9, 12), ("tile", 1, 1, 2)),
+        ((1, 3, 7, 28), ("tile", 1, 1, 2)),  # the last block has one plane
+        ((1, 4, 12, 28), ("tile", 1, 4, 2)),
+        ((1, 1, 64, 64), ("streaming", 1, 16, 1)),
+        ((1, 1, 64, 64), ("tile", 4, 8, 1)),
+        ((1, 1, 64, 64), ("streaming", 4, 3, 1)),
+        ((1, 1, 30, 107), ("streaming", 7, 2, 1)),  # a last tile of 11 columns
+        ((1, 1, 30, 107), ("tile", 7, 2, 1)),
+        ((1, 1, 17, 33), ("tile", 5, 9, 1)),  # a last tile of 5 columns, a last band of 1 row
     ],
     ids=str,
 )
@@ -106,7 +109,8 @@ def test_a_launch_for_training_on_small_pictures_is_one_and_fills_the_gpu(native
     x, y = pictures((128, 1, 28, 28))
     geometry = cuda_emulator.check(native, "gradient", x, y, sms=132)
     assert geometry["blocks"] >= 64
-    assert geometry["cut"][0] == 1  # no halo between columns
+    layout, tiles, *_ = geometry["cut"]
+    assert (layout, tiles) == ("tile", 1)  # no halo between columns
 
 
 # ---- sanitizers ----
@@ -145,9 +149,10 @@ def test_a_planted_fault_is_seen(name, tmp_path):
     csrc = planted(name, tmp_path)
     seen_by = MUTATIONS[name].seen_by
     if seen_by in SANITIZERS:
-        done = run_sanitized(seen_by, csrc)
         words = {"address": "AddressSanitizer", "thread": "data race"}[seen_by]
-        assert words in done.stderr, "the sanitizer saw nothing"
+        # a race between few accesses is not seen each time
+        seen = any(words in run_sanitized(seen_by, csrc).stderr for _ in range(10))
+        assert seen, "the sanitizer saw nothing"
         return
     # a process of its own: Python would find the kernel without the fault already loaded
     command = [sys.executable, "-m", "cuda_emulator", str(csrc)]

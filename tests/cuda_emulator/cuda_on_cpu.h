@@ -178,6 +178,10 @@ inline void __syncthreads(const std::source_location at = std::source_location::
   emulator::wait_at(std::string(at.function_name()) + ", line " + std::to_string(at.line()));
 }
 
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
+}
+
 // blocks run one after another here, so memory is always up to date
 inline void __threadfence() {}
 

@@ -12,6 +12,8 @@ using namespace ssim_fused;
 
 namespace {
 
+const char* kLayoutNames[] = {"streaming", "tile", "any"};
+
 // element strides of a numpy array of 4 axes
 void set_strides(const py::array& a, Int64 (&stride)[4]) {
   for (int i = 0; i < 4; ++i) stride[i] = a.strides(i) / a.itemsize();
@@ -28,12 +30,15 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
                         static_cast<int>(input.shape(2)), static_cast<int>(input.shape(3)), taps,
                         valid, task, sizeof(A), multiprocessors);
   if (!cut.is_none()) {
-    const auto [tiles, bands, planes] = cut.cast<std::tuple<int, int, int>>();
+    const auto [layout, tiles, bands, planes] = cut.cast<std::tuple<std::string, int, int, int>>();
+    for (int i = 0; i < 3; ++i) {
+      if (layout == kLayoutNames[i]) p.g.layout = static_cast<Layout>(i);
+    }
     p.g.tiles = tiles;
     p.g.bands = bands;
     p.g.planes = planes;
     complete(p.g, derivative_maps(task));
-    if (!fits(p.g)) throw py::value_error("this cut does not fit a block");
+    if (!fits(p.g)) throw py::value_error("this cut does not fit a block: " + layout);
   }
   if (p.g.blocks == 0) throw py::value_error("no geometry fits this window");
   p.input = input.data();
@@ -53,7 +58,7 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
     p.grad_target = grad_target.mutable_data();
     set_strides(grad_target, p.grad_target_stride);
   }
-  std::vector<double> parts(makes_sums(task) ? p.g.parts() : 0, 0.0 / 0.0);
+  std::vector<A> parts(makes_sums(task) ? p.g.parts() : 0, static_cast<A>(0.0 / 0.0));
   p.parts = parts.data();
   A total = static_cast<A>(0.0 / 0.0);
   unsigned arrived = 0;
@@ -66,9 +71,9 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
   p.grad_scale = A(1);
   for (int k = 0; k < taps; ++k)
     p.window[k] = static_cast<A>(*static_cast<const double*>(window.data(k)));
-  dispatch<T>(task, p.g, [&]<int kTaps, Task kTask>() {
+  dispatch<T>(task, p.g, [&]<Layout kLayout, Task kTask>() {
     emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
-                     p.g.shared_words() * sizeof(A), [&] { ssim_kernel<T, kTaps, kTask>(p); });
+                     p.g.shared_words() * sizeof(A), [&] { ssim_kernel<T, kLayout, kTask>(p); });
   });
 
   py::dict out;
@@ -77,13 +82,14 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
     const Int64 each = p.g.parts() / p.g.n;
     A* to = sums.mutable_data();
     emulator::launch({static_cast<unsigned>(p.g.n)}, kReduceThreads,
-                     kReduceThreads * sizeof(double),
+                     kReduceThreads * sizeof(ExactSum<A>),
                      [&] { reduce_kernel<A>(parts.data(), each, 1.0, to); });
     out["sums"] = sums;
     out["total"] = total;
     out["arrived"] = arrived;
   }
-  out["cut"] = py::make_tuple(p.g.tiles, p.g.bands, p.g.planes);
+  out["cut"] =
+      py::make_tuple(kLayoutNames[static_cast<int>(p.g.layout)], p.g.tiles, p.g.bands, p.g.planes);
   out["threads"] = p.g.threads;
   out["blocks"] = p.g.blocks;
   return out;

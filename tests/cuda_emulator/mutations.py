@@ -31,20 +31,25 @@ MUTATIONS = {
         "        filter_derivatives_down(y);\n",
         "thread",
     ),
-    "no barrier within the sum": Mutation(
-        "upper + j];\n      }\n      __syncthreads();", "upper + j];\n      }", "thread"
+    "no barrier before a plane's sum": Mutation(
+        "      sums_[i] = sum;\n    }\n    __syncthreads();\n",
+        "      sums_[i] = sum;\n    }\n",
+        "thread",
     ),
     "no barrier within the sum of parts": Mutation(
-        "sums[upper + thread];\n    __syncthreads();", "sums[upper + thread];", "thread"
+        "      sums[thread] = mine;\n    }\n    __syncthreads();\n",
+        "      sums[thread] = mine;\n    }\n",
+        "thread",
+    ),
+    "no barrier after a tile's pixels": Mutation(
+        "    prepare();\n    __syncthreads();\n", "    prepare();\n", "thread"
     ),
     "a barrier that some threads miss": Mutation(
         "        filter_derivatives_down(y);\n" + _SYNC,
-        "        filter_derivatives_down(y);\n        if (owner_) __syncthreads();\n",
+        "        filter_derivatives_down(y);\n        if (thread() % 2 == 0) __syncthreads();\n",
     ),
-    "halo one short": Mutation(
-        "last_x_ = least(x1_ + after, g_.out_w);", "last_x_ = least(x1_ + after - 1, g_.out_w);"
-    ),
-    "tap mirrored": Mutation("? kTaps : g_.taps) - 1 - k : k]", "? kTaps : g_.taps) - 2 - k : k]"),
+    "halo one short": Mutation("last_x_ = x1_ + after;", "last_x_ = x1_ + after - 1;"),
+    "tap mirrored": Mutation("kAdjoint ? halo() - k : k]", "kAdjoint ? halo() - 1 - k : k]"),
     "indices swapped": Mutation(
         "* p_.input_stride[2] + x * p_.input_stride[3]",
         "* p_.input_stride[3] + x * p_.input_stride[2]",
@@ -56,32 +61,38 @@ MUTATIONS = {
         "y1_ = least(y0_ + g_.band_h, height);", "y1_ = y0_ + g_.band_h;", "address"
     ),
     "last block's planes unguarded": Mutation(
-        "planes_ = left < g_.planes ? static_cast<int>(left) : g_.planes;",
-        "planes_ = left > 0 ? g_.planes : 0;",
+        "planes_ = least(g_.planes, static_cast<int>(Int64(g_.n) * g_.c - plane));",
+        "planes_ = g_.planes;",
         "address",
     ),
     "a sum counted twice": Mutation(
-        "x + i >= x0_ && x + i < x1_) sum += loss;", "x + i >= x0_ - 1 && x + i < x1_) sum += loss;"
+        "static_cast<unsigned>(x + i - x0_) < own", "static_cast<unsigned>(x + i - x0_ + 1) <= own"
     ),
-    "parts added up a block too soon": Mutation(
-        "return *before == g_.blocks - 1;", "return *before == g_.blocks - 2;"
+    "parts added up too soon": Mutation(
+        "atomicAdd(p_.arrived, 1u) + 1 == g_.parts()",
+        "atomicAdd(p_.arrived, 1u) + 2 == g_.parts()",
     ),
-    "blocks counted on from the last launch": Mutation(
-        "      if (*before == g_.blocks - 1) *p_.arrived = 0;\n", ""
+    "parts counted on from the last launch": Mutation(
+        "    if (thread() == 0) *p_.arrived = 0;\n", ""
     ),
     "padding missing": Mutation("    if (y < last_y_) fill_outside();", "    (void)0;"),
-    "wrong plane": Mutation("c % channels * stride[1]", "c * stride[1]"),
-    "rows not shifted": Mutation("u_[i] = u_[i + kStep];", "u_[i] = u_[i + kStep - 1];"),
+    "wrong plane": Mutation("stride[0] + c * stride[1]", "stride[0] + (c + n) * stride[1]"),
+    "rows not shifted": Mutation("u_[i] = u_[i + kRows];", "u_[i] = u_[i + kRows - 1];"),
+    "a tile's pixels one row short": Mutation(
+        "const int from = pixels_from_, rows = step() + kHalo;",
+        "const int from = pixels_from_, rows = step() + kHalo - 1;",
+    ),
+    "zeros above the map forgotten": Mutation("is_zero = from < first ||", "is_zero ="),
     "earlier derivatives forgotten": Mutation(
-        "kept_[map][row] = x[row + kStep];", "kept_[map][row] = A(0);"
+        "kept_[map][row] = x[row + kRows];", "kept_[map][row] = A(0);"
     ),
     "shared memory one row short": Mutation(
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
     "offset of 32 bits": Mutation(
-        "return (first_n_ + c / channels) * stride[0]",
-        "return static_cast<signed char>((first_n_ + c / channels) * stride[0])",
+        "return n * stride[0] + c",
+        "return static_cast<signed char>(n * stride[0]) + c",
     ),
 }
 

@@ -12,7 +12,9 @@ using namespace ssim_fused;
 namespace {
 
 struct Case {
-  int n, c, h, w, taps, tiles, bands, planes;
+  int n, c, h, w, taps;
+  Layout layout;
+  int tiles, bands, planes;
   bool valid;
 };
 
@@ -30,17 +32,19 @@ void set_contiguous(Int64 (&stride)[4], int c, int h, int w) {
 void run(const Case& a, Task task) {
   Problem<float> p{};
   p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps, a.valid, task, sizeof(float), 4);
+  p.g.layout = a.layout;
   p.g.tiles = a.tiles;
   p.g.bands = a.bands;
   p.g.planes = a.planes;
   complete(p.g, derivative_maps(task));
+  if (!fits(p.g)) std::abort();
   // heap blocks of exactly the right size, so that a step outside is seen
   const size_t pixels = size_t(a.n) * a.c * a.h * a.w;
   const size_t windows = size_t(a.n) * a.c * p.g.out_h * p.g.out_w;
   const std::vector<float> x = random_image(pixels), y = random_image(pixels);
   const std::vector<float> weight = random_image(windows);
   std::vector<float> map(windows), grad_x(pixels), grad_y(pixels), value(a.n);
-  std::vector<double> parts(p.g.parts());
+  std::vector<float> parts(p.g.parts());
   p.input = x.data();
   p.target = y.data();
   p.weight = weight.data();
@@ -62,13 +66,14 @@ void run(const Case& a, Task task) {
   p.c2 = 9e-4f;
   p.inverse_range = p.grad_scale = 1;
   for (int k = 0; k < a.taps; ++k) p.window[k] = 1.0f / static_cast<float>(a.taps);
-  dispatch<float>(task, p.g, [&]<int kTaps, Task kTask>() {
+  dispatch<float>(task, p.g, [&]<Layout kLayout, Task kTask>() {
     emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
                      p.g.shared_words() * sizeof(float),
-                     [&] { ssim_kernel<float, kTaps, kTask>(p); });
+                     [&] { ssim_kernel<float, kLayout, kTask>(p); });
   });
   if (!makes_sums(task)) return;
-  emulator::launch({static_cast<unsigned>(a.n)}, kReduceThreads, kReduceThreads * sizeof(double),
+  emulator::launch({static_cast<unsigned>(a.n)}, kReduceThreads,
+                   kReduceThreads * sizeof(ExactSum<float>),
                    [&] { reduce_kernel(parts.data(), p.g.parts() / a.n, 1.0, value.data()); });
 }
 
@@ -76,9 +81,13 @@ void run(const Case& a, Task task) {
 
 int main() {
   const Case cases[] = {
-      {1, 1, 1, 1, 11, 1, 1, 1, false},   {2, 2, 12, 13, 11, 1, 2, 3, false},
-      {1, 1, 20, 70, 11, 2, 3, 1, false}, {1, 1, 19, 23, 11, 1, 1, 1, true},
-      {1, 2, 10, 11, 5, 1, 1, 2, false},
+      {1, 1, 1, 1, 11, Layout::streaming, 1, 1, 1, false},
+      {1, 1, 20, 70, 11, Layout::streaming, 2, 3, 1, false},
+      {1, 1, 19, 23, 11, Layout::streaming, 1, 1, 1, true},
+      {1, 3, 7, 13, 11, Layout::tile, 1, 1, 2, false},
+      {1, 1, 14, 45, 11, Layout::tile, 2, 2, 1, false},
+      {1, 1, 15, 13, 11, Layout::tile, 1, 2, 1, true},
+      {1, 2, 10, 11, 5, Layout::any, 1, 1, 2, false},
   };
   const Task tasks[] = {Task::value,     Task::map,      Task::gradient,
                         Task::gradients, Task::backward, Task::backwards};

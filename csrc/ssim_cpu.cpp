@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -104,6 +105,9 @@ Problem make_problem(const Tensor& input, const Tensor& target, const std::vecto
   const int64_t taps = static_cast<int64_t>(window.size());
   STD_TORCH_CHECK(taps % 2 == 1 && taps < (int64_t{1} << 20),
                   "ssim_fused: the window must have an odd number of taps");
+  const auto differ = [](double a, double b) { return a < b || b < a; };  // NaN does not
+  STD_TORCH_CHECK(std::equal(window.begin(), window.end(), window.rbegin(), std::not_fn(differ)),
+                  "ssim_fused: the window must be symmetric");
   STD_TORCH_CHECK(std::isfinite(data_range) && data_range > 0,
                   "ssim_fused: data_range must be positive and finite");
 

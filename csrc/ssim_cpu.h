@@ -27,7 +27,7 @@ struct Problem {
   int64_t n, c, h, w;
   int64_t out_h, out_w;  // size of the map
   int64_t pad;           // zeros in front of each row and column: (taps - 1) / 2 or 0
-  const double* window;  // [taps], sums to 1
+  const double* window;  // [taps], symmetric, sums to 1
   int64_t taps;
   double c1, c2;  // (k1)^2 and (k2)^2: pictures are scaled to a data range of 1
   double inverse_range;

@@ -50,26 +50,26 @@ template <typename A, int taps, bool kSquared = false>
 SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_taps,
                         Vec<A> (&out)[Simd<A>::width]) {
   constexpr int width = Simd<A>::width;
-#pragma GCC unroll 16
-  for (int i = 0; i < width; ++i) out[i] = Vec<A>{};
+  const auto row = [rows](int64_t i) { return kSquared ? rows[i] * rows[i] : rows[i]; };
   if constexpr (taps > 0) {
-    // each row is loaded once and added to every output that it serves
+    // The rows that a window covers stay in registers. The two that share a weight are added first:
+    // many processors add beside their multiplications.
+    constexpr int middle = taps / 2;
+    Vec<A> x[width + taps - 1];
 #pragma GCC unroll 32
-    for (int row = 0; row < width + taps - 1; ++row) {
-      const Vec<A> x = kSquared ? rows[row] * rows[row] : rows[row];
+    for (int i = 0; i < taps - 1; ++i) x[i] = row(i);
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) {
-        const int k = row - i;
-        if (k >= 0 && k < taps) out[i] += window[k] * x;
-      }
+    for (int i = 0; i < width; ++i) {
+      x[i + taps - 1] = row(i + taps - 1);
+      out[i] = window[middle] * x[i + middle];
+#pragma GCC unroll 16
+      for (int k = 0; k < middle; ++k) out[i] += window[k] * (x[i + k] + x[i + taps - 1 - k]);
     }
   } else {
+    for (int i = 0; i < width; ++i) out[i] = Vec<A>{};
     for (int64_t k = 0; k < run_time_taps; ++k) {
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) {
-        const Vec<A> x = rows[i + k];
-        out[i] += window[k] * (kSquared ? x * x : x);
-      }
+      for (int i = 0; i < width; ++i) out[i] += window[k] * row(i + k);
     }
   }
 }
@@ -186,13 +186,12 @@ class Item {
 
   const Problem& p_;
   const Layout<A> layout_;
-  const A* window_;          // [taps]
-  const A* adjoint_window_;  // [taps], mirrored
-  V* strip_;                 // [kMaps, rows]                   lanes are columns
-  Columns<A> moments_;       // lanes are rows
-  Columns<A> derivatives_;   // lanes are rows
-  V* pixel_tails_;           // [pixel_blocks, 2, halo]         lanes are columns
-  V* derivative_tails_;      // [grad_blocks, kMaps, halo]      lanes are columns
+  const A* window_;         // [taps]; symmetric, so that it carries gradients back, too
+  V* strip_;                // [kMaps, rows]                   lanes are columns
+  Columns<A> moments_;      // lanes are rows
+  Columns<A> derivatives_;  // lanes are rows
+  V* pixel_tails_;          // [pixel_blocks, 2, halo]         lanes are columns
+  V* derivative_tails_;     // [grad_blocks, kMaps, halo]      lanes are columns
 
   const T* input_;                          // [H, W] of this plane
   const T* target_;                         // [H, W]
@@ -208,7 +207,6 @@ class Item {
       : p_(p),
         layout_(p),
         window_(window),
-        adjoint_window_(window + p.taps),
         strip_(static_cast<V*>(scratch)),
         moments_(strip_ + layout_.strip(), layout_.columns),
         derivatives_(strip_ + layout_.strip() + layout_.window_of_columns(), layout_.columns),
@@ -585,9 +583,9 @@ class Item {
         for (int64_t i = 0; i < layout_.halo; ++i) rows[i] = V{};
       }
       V out[width];
-      filter<A, taps>(derivatives_.at(map, block * width), adjoint_window_, p_.taps, out);
+      filter<A, taps>(derivatives_.at(map, block * width), window_, p_.taps, out);
       store_columns(out, rows + layout_.halo);
-      filter<A, taps>(rows, adjoint_window_, p_.taps, filtered[map]);
+      filter<A, taps>(rows, window_, p_.taps, filtered[map]);
       copy_rows(rows + width, kept);
     }
     const int64_t x = x0_ + block * width;
@@ -645,17 +643,14 @@ constexpr int64_t kAlign = 64;
 template <typename T>
 int64_t window_bytes(const Problem& p) {
   using A = typename Accumulate<T>::type;
-  return round_up(2 * p.taps * static_cast<int64_t>(sizeof(A)), kAlign);
+  return round_up(p.taps * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
 template <typename T, int taps, int kGrads>
 void run_items(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using A = typename Accumulate<T>::type;
   A* window = static_cast<A*>(scratch);
-  for (int64_t k = 0; k < p.taps; ++k) {
-    window[k] = static_cast<A>(p.window[k]);
-    window[2 * p.taps - 1 - k] = window[k];
-  }
+  for (int64_t k = 0; k < p.taps; ++k) window[k] = static_cast<A>(p.window[k]);
   Item<T, taps, kGrads> item(p, window, static_cast<char*>(scratch) + window_bytes<T>(p));
   for (int64_t i = begin; i < end; ++i) item.run(i);
 }

@@ -108,6 +108,7 @@ HOSTILE = {
     "empty": (X[:0], X[:0], WINDOW, 1.0),
     "even window": (X, X, WINDOW[:2], 1.0),
     "no window": (X, X, (), 1.0),
+    "lopsided window": (X, X, (0.5, 0.3, 0.2), 1.0),
     "range": (X, X, WINDOW, 0.0),
     "range nan": (X, X, WINDOW, float("nan")),
 }

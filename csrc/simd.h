@@ -172,35 +172,47 @@ SSIM_INLINE Vec<float> load_masked(const float* p, int64_t first, int64_t last) 
 #endif
 
 // ---- a full vector from and to storage with a stride: channels-last images ----
+//
+// A processor's own gather and scatter go lane by lane. Up to a stride of `width` the lanes lie in
+// as many whole vectors, of which only elements between the first and the last lane are touched.
 
 template <typename T>
 constexpr bool kHasGather = false;
 template <typename T>
 constexpr bool kHasScatter = false;
 
-constexpr int64_t kMaxGatherStride = 1 << 24;  // indices have 32 bits
-
 #if defined(__AVX2__)
 template <>
 constexpr bool kHasGather<float> = true;
 
-SSIM_INLINE Simd<float>::Mask stride_indices(int64_t stride) {
-  Simd<float>::Mask lane{};
+using Lanes = Simd<float>::Mask;
+
+SSIM_INLINE Lanes count_from(int32_t first) {
+  Lanes lane{};
   for (int i = 0; i < Simd<float>::width; ++i) lane[i] = i;
-  return lane * static_cast<int32_t>(stride);
+  return lane + first;
+}
+
+// v[index % width]
+SSIM_INLINE Vec<float> permute(Vec<float> v, Lanes index) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec<float>>(_mm512_maskz_permutexvar_ps(
+      0xffff, reinterpret_cast<__m512i>(index), reinterpret_cast<__m512>(v)));
+#else
+  return reinterpret_cast<Vec<float>>(
+      _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256i>(index)));
+#endif
 }
 
 SSIM_INLINE Vec<float> gather(const float* p, int64_t stride) {
-#if defined(__AVX512F__)
-  const __m512i indices = reinterpret_cast<__m512i>(stride_indices(stride));
-  return reinterpret_cast<Vec<float>>(
-      _mm512_mask_i32gather_ps(__m512{}, 0xffff, indices, p, sizeof(float)));
-#else
-  const __m256i indices = reinterpret_cast<__m256i>(stride_indices(stride));
-  const __m256 all = reinterpret_cast<__m256>(~Simd<float>::Mask{});
-  return reinterpret_cast<Vec<float>>(
-      _mm256_mask_i32gather_ps(__m256{}, p, indices, all, sizeof(float)));
-#endif
+  constexpr int width = Simd<float>::width;
+  const Lanes index = count_from(0) * static_cast<int32_t>(stride);
+  const int64_t last = stride - 1;  // whose elements behind the last lane are not ours
+  Vec<float> v = permute(load_masked(p + last * width, 0, width - last), index);
+  for (int32_t i = 0; i < last; ++i) {
+    v = index / width == i ? permute(load(p + i * width), index) : v;
+  }
+  return v;
 }
 #endif
 
@@ -209,8 +221,18 @@ template <>
 constexpr bool kHasScatter<float> = true;
 
 SSIM_INLINE void scatter(Vec<float> v, float* p, int64_t stride) {
-  const __m512i indices = reinterpret_cast<__m512i>(stride_indices(stride));
-  _mm512_i32scatter_ps(p, indices, reinterpret_cast<__m512>(v), sizeof(float));
+  constexpr int width = Simd<float>::width;
+  for (int32_t i = 0; i < stride; ++i, p += width) {
+    const Lanes place = count_from(i * width);
+    // place / stride, far enough from whole numbers to be right
+    const Vec<float> quotient =
+        (__builtin_convertvector(place, Vec<float>) + 0.5f) * (1.0f / static_cast<float>(stride));
+    const Lanes index = __builtin_convertvector(quotient, Lanes);
+    const __mmask16 ours =
+        _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(index * static_cast<int32_t>(stride)),
+                                reinterpret_cast<__m512i>(place));
+    _mm512_mask_storeu_ps(p, ours, reinterpret_cast<__m512>(permute(v, index)));
+  }
 }
 #endif
 

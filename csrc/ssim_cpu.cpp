@@ -139,7 +139,7 @@ constexpr int64_t kBlock = 16;
 // what an item keeps between its rows stays in the L2 cache
 constexpr int64_t kMaxTileWidth = 1024;
 constexpr int64_t kMaxBandHeight = 512;
-constexpr int64_t kMaxInterleaved = 256;
+constexpr int64_t kMaxInterleavedWidth = 256;
 // so many items give several threads work; lower bands would mostly make what others make, too
 constexpr int64_t kItems = 8;
 constexpr int64_t kMinBandHeight = 128;
@@ -155,23 +155,25 @@ Cut cut(int64_t size, int64_t parts, int64_t halo) {
   return part >= size ? Cut{1, size} : Cut{(size + part - 1) / part, part};
 }
 
-// Once it is known what is asked for. Where the channels of a pixel lie side by side, items are
-// small enough that the next channel's item finds its pixels in the L2 cache.
+// Once it is known what is asked for. Where the channels of a pixel lie side by side, they take
+// turns, so that the next channel finds its pixels in the L2 cache.
 void cut_items(Problem& p) {
   const int64_t h = p.grid_h(), w = p.grid_w();
   const bool interleaved = p.c > 1 && (p.input.stride_w != 1 || p.target.stride_w != 1);
-  const int64_t max_width = interleaved ? kMaxInterleaved : kMaxTileWidth;
-  const int64_t max_height = interleaved ? kMaxInterleaved : kMaxBandHeight;
+  const int64_t max_width = interleaved ? kMaxInterleavedWidth : kMaxTileWidth;
   const Cut tiles = cut(w, (w + max_width - 1) / max_width, 0);
-  const int64_t across = p.n * p.c * tiles.parts;
+  p.together = interleaved ? std::min(p.c, Problem::kMaxTogether) : 1;
+  while (p.c % p.together != 0) --p.together;
+  const int64_t across = p.n * (p.c / p.together) * tiles.parts;
   const int64_t for_threads = std::min((kItems + across - 1) / across, h / kMinBandHeight);
-  const int64_t for_cache = (h + max_height - 1) / max_height;
+  const int64_t for_cache = (h + kMaxBandHeight - 1) / kMaxBandHeight;
   const int64_t halo = p.wants_grad() ? (p.taps - 1) % kBlock : 0;
   const Cut bands = cut(h, std::max(for_cache, for_threads), halo);
   p.tiles = tiles.parts;
   p.tile_w = tiles.size;
   p.bands = bands.parts;
   p.band_h = bands.size;
+  if (p.items() / p.together < kItems) p.together = 1;  // threads come first
 }
 
 int64_t map_pixels(const Problem& p) { return p.out_h * p.out_w; }
@@ -182,14 +184,14 @@ constexpr int64_t kPixelsPerThread = 1 << 14;  // less than this is not worth wa
 
 void run(Problem& p) {
   cut_items(p);
-  const int64_t grain = 1 + kPixelsPerThread / (p.band_h * p.tile_w);
+  const int64_t grain = 1 + kPixelsPerThread / (p.together * p.band_h * p.tile_w);
   const int64_t scratch_bytes = kernel().scratch_bytes(p);
-  torch::stable::parallel_for(0, p.items(), grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, p.items() / p.together, grain, [&](int64_t begin, int64_t end) {
     struct Free {
       void operator()(void* bytes) const { ::operator delete(bytes, std::align_val_t{64}); }
     };
     std::unique_ptr<void, Free> scratch(::operator new(scratch_bytes, std::align_val_t{64}));
-    kernel().run(p, begin, end, scratch.get());
+    kernel().run(p, begin * p.together, end * p.together, scratch.get());
   });
 }
 

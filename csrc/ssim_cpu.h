@@ -18,6 +18,8 @@ struct Image {
 // channel), in that order. The cut depends on shape and strides alone, never on threads, and so do
 // the results.
 struct Problem {
+  static constexpr int64_t kMaxTogether = 4;
+
   Dtype dtype;
   Image input, target;            // [N, C, H, W], dtype
   Image map;                      // [N, C, OH, OW], dtype: 1 - SSIM; null where it is not asked for
@@ -34,6 +36,7 @@ struct Problem {
   double grad_scale;      // multiplies the gradients
   int64_t bands, band_h;  // rows an item covers
   int64_t tiles, tile_w;  // columns an item covers
+  int64_t together;       // items in a row that are done in turns: channels that share pixels
 
   bool wants_grad() const { return grad_input.data != nullptr || grad_target.data != nullptr; }
   // an item of a gradient covers input pixels, one of a value covers map pixels
@@ -46,7 +49,7 @@ struct Problem {
 struct Kernel {
   const char* isa;
   int64_t (*scratch_bytes)(const Problem&);
-  // does items [begin, end); scratch is 64-byte aligned
+  // does items [begin, end), multiples of `together`; scratch is 64-byte aligned
   void (*run)(const Problem&, int64_t begin, int64_t end, void* scratch);
 };
 

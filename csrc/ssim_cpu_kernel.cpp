@@ -21,9 +21,14 @@
 // a gradient reads it a second time, from the cache, and needs the windows that reach into its item
 // from outside.
 //
+// Channels that lie side by side are items of their own, but take turns at each row of blocks: all
+// of them are in the cache lines that the first one fetches.
+//
 // Pixels are scaled to a data range of 1, and one pixel (the pivot) is subtracted from all of an
 // item: variances do not change, and bright flat areas keep their digits.
 #include "ssim_cpu.h"
+
+#include <initializer_list>
 
 #include "simd.h"
 #include "ssim_math.h"
@@ -85,7 +90,7 @@ SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t first, int64_t
     if constexpr (kHasMaskedLoad<T>) return load_masked(p, first, last);
   }
   if constexpr (kHasGather<T>) {
-    if (last - first == width && stride < kMaxGatherStride) return gather(p, stride);
+    if (last - first == width && stride > 0 && stride <= width) return gather(p, stride);
   }
   A lanes[width] = {};
   for (int64_t i = first; i < last; ++i) lanes[i] = to_arithmetic(p[i * stride]);
@@ -97,7 +102,7 @@ SSIM_INLINE void store_lanes(Vec<A> v, T* p, int64_t stride, int64_t count) {
   constexpr int width = Simd<A>::width;
   if (stride == 1 && count >= width) return store(v, p);
   if constexpr (kHasScatter<T>) {
-    if (count >= width && stride < kMaxGatherStride) return scatter(v, p, stride);
+    if (count >= width && stride > 0 && stride <= width) return scatter(v, p, stride);
   }
   A lanes[width];
   store(v, lanes);
@@ -141,9 +146,8 @@ struct Layout {
   int64_t window_of_columns() const { return kMaps * columns; }
   int64_t pixel_tails() const { return 2 * halo * pixel_blocks; }
   int64_t derivative_tails() const { return kMaps * halo * grad_blocks; }
-  int64_t vectors() const {
-    return strip() + 2 * window_of_columns() + pixel_tails() + derivative_tails();
-  }
+  int64_t shared() const { return strip() + 2 * window_of_columns(); }
+  int64_t tails() const { return pixel_tails() + derivative_tails(); }
 };
 
 // The last columns of each map, few enough to stay in the L1 cache. Columns count from 0; those in
@@ -181,11 +185,13 @@ class Item {
   using V = Vec<A>;
   using Mask = typename Simd<A>::Mask;
   static constexpr int width = Simd<A>::width;
+  static constexpr int kChannels = 3;  // of a colour picture whose channels lie side by side
   // one gradient needs the sum of the means' derivatives only, which is kept as kMeanU
   static constexpr int kDerivatives = kGrads == 2 ? kMaps : kMaps - 1;
 
   const Problem& p_;
   const Layout<A> layout_;
+  const int known_stride_;  // see below
   const A* window_;         // [taps]; symmetric, so that it carries gradients back, too
   V* strip_;                // [kMaps, rows]                   lanes are columns
   Columns<A> moments_;      // lanes are rows
@@ -203,28 +209,27 @@ class Item {
   double sum_[width];
 
  public:
-  Item(const Problem& p, const A* window, void* scratch)
+  // `turn`: of the items that are done together
+  Item(const Problem& p, const A* window, void* scratch, int64_t turn)
       : p_(p),
         layout_(p),
+        known_stride_(known_stride(p)),
         window_(window),
         strip_(static_cast<V*>(scratch)),
         moments_(strip_ + layout_.strip(), layout_.columns),
         derivatives_(strip_ + layout_.strip() + layout_.window_of_columns(), layout_.columns),
-        pixel_tails_(strip_ + layout_.strip() + 2 * layout_.window_of_columns()),
+        pixel_tails_(strip_ + layout_.shared() + turn * layout_.tails()),
         derivative_tails_(pixel_tails_ + layout_.pixel_tails()) {}
 
-  void run(int64_t item) {
-    locate(item);
-    const int64_t end = kGrads ? y1_ + p_.pad : last_y_;
-    for (int64_t y = first_y_; y < end; y += width) block_row(y);
-    if (p_.sums != nullptr) {
-      double total = 0;
-      for (int i = 0; i < width; ++i) total += sum_[i];
-      p_.sums[item] = total;
-    }
+  int64_t first_y() const { return first_y_; }
+  int64_t end_y() const { return kGrads ? y1_ + p_.pad : last_y_; }
+
+  void store_sum(int64_t item) const {
+    double total = 0;
+    for (int i = 0; i < width; ++i) total += sum_[i];
+    p_.sums[item] = total;
   }
 
- private:
   void locate(int64_t item) {
     c_ = item % p_.c;
     const int64_t tile = item / p_.c % p_.tiles;
@@ -245,6 +250,47 @@ class Item {
     weight_ = p_.weight.data ? plane<const A>(p_.weight, n_, c_) : nullptr;
     for (int i = 0; i < width; ++i) sum_[i] = 0;
     choose_pivot();
+  }
+
+  // ---- map rows [y, y + width) over all of the item's columns ----
+
+  void block_row(int64_t y) {
+    const int64_t left = round_down(first_x_ - p_.pad, width);      // column 0 of the moments
+    const int64_t to_column = -p_.pad - left;                       // of the window at x
+    const int64_t lead = first_x_ - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
+    moments_.clear();
+    if constexpr (kGrads > 0) start_derivatives(lead);
+    int64_t ready = 0, next_block = 0;  // columns of moments, blocks of the gradient
+    for (int64_t x = first_x_; x < last_x_ && y < last_y_; x += width) {
+      const int64_t column = x + to_column;
+      moments_.make_room(column, ready, round_up(column + width + layout_.halo, width));
+      const int64_t needed = smaller(x + width, last_x_) + to_column + layout_.halo;
+      for (; ready < needed; ready += width) filter_down(y, left + ready, ready);
+      if constexpr (kGrads > 0) {
+        const int64_t made = lead + x - first_x_;
+        derivatives_.make_room(next_block * width, made, made + width);
+      }
+      windows(y, x, column, lead, ahead_of(y, left + ready, next_block + 1));
+      if constexpr (kGrads > 0) {
+        const int64_t made = lead + x - first_x_ + width;
+        for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
+          gradient_block(y, next_block);
+        }
+      }
+    }
+    if constexpr (kGrads > 0) {
+      finish_row(y, next_block, y < last_y_ ? lead + round_up(last_x_ - first_x_, width) : 0);
+    }
+  }
+
+ private:
+  // the stride between a row's pixels in every image, where there is code for it; else 0
+  static int known_stride(const Problem& p) {
+    const int64_t stride = p.input.stride_w;
+    for (const Image* image : {&p.target, &p.grad_input, &p.grad_target}) {
+      if (image->data != nullptr && image->stride_w != stride) return 0;
+    }
+    return stride == 1 || stride == kChannels ? static_cast<int>(stride) : 0;
   }
 
   // The item's centre pixel. Where every window reaches over the edge, the zeros outside make the
@@ -281,32 +327,34 @@ class Item {
             splat<A>(static_cast<A>(p_.inverse_range))};
   }
 
-  // a block's columns of the image; kWhole: all of them lie in the image, one after the other
+  // A block's columns of the image. kStride: that of a row where all of them lie in the image, if
+  // it is a known one; else 0.
   struct Lanes {
     int64_t first, last;
   };
   SSIM_INLINE Lanes lanes_in_image(int64_t x) const {
     return {larger(0, -x), smaller(width, p_.w - x)};
   }
-  SSIM_INLINE bool is_whole(Lanes lanes) const {
-    return lanes.last - lanes.first == width && p_.input.stride_w == 1 && p_.target.stride_w == 1;
+  SSIM_INLINE int whole_stride(Lanes lanes) const {
+    return lanes.last - lanes.first == width ? known_stride_ : 0;
   }
-  template <bool kWhole>
+  template <int kStride>
   SSIM_INLINE static V load_row(const T* p, int64_t stride, Lanes lanes) {
-    if constexpr (kWhole) return load(p);
+    if constexpr (kStride == 1) return load(p);
+    if constexpr (kStride > 1 && kHasGather<T>) return gather(p, kStride);
     return load_lanes<T, A>(p, stride, lanes.first, lanes.last);
   }
 
   // u and v of rows [y, y + count) and columns [x, x + width), rows in the image only
-  template <bool kWhole>
+  template <int kStride>
   SSIM_INLINE void load_pixels(int64_t y, int64_t x, Lanes lanes, int64_t count, V* u, V* v) const {
     const Pivots taken = pivots();
     const int64_t step_a = p_.input.stride_h, step_b = p_.target.stride_h;
     const T* a = input_ + y * step_a + x * p_.input.stride_w;
     const T* b = target_ + y * step_b + x * p_.target.stride_w;
     for (int64_t i = 0; i < count; ++i, a += step_a, b += step_b) {
-      const Pixels pixels = taken.pixels(load_row<kWhole>(a, p_.input.stride_w, lanes),
-                                         load_row<kWhole>(b, p_.target.stride_w, lanes));
+      const Pixels pixels = taken.pixels(load_row<kStride>(a, p_.input.stride_w, lanes),
+                                         load_row<kStride>(b, p_.target.stride_w, lanes));
       u[i] = pixels.u;
       v[i] = pixels.v;
     }
@@ -328,10 +376,13 @@ class Item {
     for (int64_t i = from; i < top; ++i) u[i] = outside.u, v[i] = outside.v;
     for (int64_t i = bottom; i < rows; ++i) u[i] = outside.u, v[i] = outside.v;
     const Lanes lanes = lanes_in_image(x);
-    if (is_whole(lanes)) {
-      load_pixels<true>(y + top, x, lanes, bottom - top, u + top, v + top);
+    const int stride = whole_stride(lanes);
+    if (stride == 1) {
+      load_pixels<1>(y + top, x, lanes, bottom - top, u + top, v + top);
+    } else if (stride == kChannels) {
+      load_pixels<kChannels>(y + top, x, lanes, bottom - top, u + top, v + top);
     } else {
-      load_pixels<false>(y + top, x, lanes, bottom - top, u + top, v + top);
+      load_pixels<0>(y + top, x, lanes, bottom - top, u + top, v + top);
     }
     if (kept != nullptr) {
       copy_rows(u + width, kept);
@@ -344,37 +395,6 @@ class Item {
     const int64_t count = taps > 0 ? taps - 1 : layout_.halo;
 #pragma GCC unroll 16
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
-
-  // ---- map rows [y, y + width) over all of the item's columns ----
-
-  void block_row(int64_t y) {
-    const int64_t left = round_down(first_x_ - p_.pad, width);      // column 0 of the moments
-    const int64_t to_column = -p_.pad - left;                       // of the window at x
-    const int64_t lead = first_x_ - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
-    moments_.clear();
-    if constexpr (kGrads > 0) start_derivatives(lead);
-    int64_t ready = 0, next_block = 0;  // columns of moments, blocks of the gradient
-    for (int64_t x = first_x_; x < last_x_ && y < last_y_; x += width) {
-      const int64_t column = x + to_column;
-      moments_.make_room(column, ready, round_up(column + width + layout_.halo, width));
-      const int64_t needed = smaller(x + width, last_x_) + to_column + layout_.halo;
-      for (; ready < needed; ready += width) filter_down(y, left + ready, ready);
-      if constexpr (kGrads > 0) {
-        const int64_t made = lead + x - first_x_;
-        derivatives_.make_room(next_block * width, made, made + width);
-      }
-      windows(y, x, column, lead, ahead_of(y, left + ready, next_block + 1));
-      if constexpr (kGrads > 0) {
-        const int64_t made = lead + x - first_x_ + width;
-        for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
-          gradient_block(y, next_block);
-        }
-      }
-    }
-    if constexpr (kGrads > 0) {
-      finish_row(y, next_block, y < last_y_ ? lead + round_up(last_x_ - first_x_, width) : 0);
-    }
   }
 
   // moments of the columns [x, x + width), filtered down
@@ -590,14 +610,17 @@ class Item {
     }
     const int64_t x = x0_ + block * width;
     const Lanes lanes = lanes_in_image(x);
-    if (is_whole(lanes) && x + width <= x1_) {
-      combine<true>(y - p_.pad, x, lanes, filtered);
+    const int stride = x + width <= x1_ ? whole_stride(lanes) : 0;
+    if (stride == 1) {
+      combine<1>(y - p_.pad, x, lanes, filtered);
+    } else if (stride == kChannels) {
+      combine<kChannels>(y - p_.pad, x, lanes, filtered);
     } else {
-      combine<false>(y - p_.pad, x, lanes, filtered);
+      combine<0>(y - p_.pad, x, lanes, filtered);
     }
   }
 
-  template <bool kWhole>
+  template <int kStride>
   SSIM_INLINE void combine(int64_t y, int64_t x, Lanes lanes, const V (&filtered)[kMaps][width]) {
     const V scale = splat<A>(static_cast<A>(p_.grad_scale * p_.inverse_range));
     const Pivots taken = pivots();
@@ -607,18 +630,18 @@ class Item {
     T* to_input = p_.grad_input.data ? at<T>(p_.grad_input, y + from, x) : nullptr;
     T* to_target = p_.grad_target.data ? at<T>(p_.grad_target, y + from, x) : nullptr;
     for (int64_t i = from; i < to; ++i) {
-      const auto [u, v] = taken.pixels(load_row<kWhole>(a, p_.input.stride_w, lanes),
-                                       load_row<kWhole>(b, p_.target.stride_w, lanes));
+      const auto [u, v] = taken.pixels(load_row<kStride>(a, p_.input.stride_w, lanes),
+                                       load_row<kStride>(b, p_.target.stride_w, lanes));
       a += p_.input.stride_h;
       b += p_.target.stride_h;
       const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
       const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
       if (kGrads == 1 || to_input != nullptr) {
-        store_row<kWhole>((from_u + from_v) * scale, to_input, p_.grad_input.stride_w, x);
+        store_row<kStride>((from_u + from_v) * scale, to_input, p_.grad_input.stride_w, x);
         to_input += p_.grad_input.stride_h;
       }
       if (kGrads == 2 && to_target != nullptr) {
-        store_row<kWhole>((from_u - from_v) * scale, to_target, p_.grad_target.stride_w, x);
+        store_row<kStride>((from_u - from_v) * scale, to_target, p_.grad_target.stride_w, x);
         to_target += p_.grad_target.stride_h;
       }
     }
@@ -629,9 +652,10 @@ class Item {
     return plane<To>(image, n_, c_) + y * image.stride_h + x * image.stride_w;
   }
 
-  template <bool kWhole>
+  template <int kStride>
   SSIM_INLINE void store_row(V value, T* to, int64_t stride, int64_t x) const {
-    if constexpr (kWhole) return store(value, to);
+    if constexpr (kStride == 1) return store(value, to);
+    if constexpr (kStride > 1 && kHasScatter<T>) return scatter(value, to, kStride);
     store_lanes<T, A>(value, to, stride, x1_ - x);
   }
 };
@@ -651,8 +675,19 @@ void run_items(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using A = typename Accumulate<T>::type;
   A* window = static_cast<A*>(scratch);
   for (int64_t k = 0; k < p.taps; ++k) window[k] = static_cast<A>(p.window[k]);
-  Item<T, taps, kGrads> item(p, window, static_cast<char*>(scratch) + window_bytes<T>(p));
-  for (int64_t i = begin; i < end; ++i) item.run(i);
+  void* buffers = static_cast<char*>(scratch) + window_bytes<T>(p);
+  Item<T, taps, kGrads> items[Problem::kMaxTogether] = {{p, window, buffers, 0},
+                                                        {p, window, buffers, 1},
+                                                        {p, window, buffers, 2},
+                                                        {p, window, buffers, 3}};
+  for (int64_t first = begin; first < end; first += p.together) {
+    for (int64_t i = 0; i < p.together; ++i) items[i].locate(first + i);
+    for (int64_t y = items[0].first_y(); y < items[0].end_y(); y += Simd<A>::width) {
+      for (int64_t i = 0; i < p.together; ++i) items[i].block_row(y);
+    }
+    if (p.sums == nullptr) continue;
+    for (int64_t i = 0; i < p.together; ++i) items[i].store_sum(first + i);
+  }
 }
 
 template <typename T, int taps>
@@ -681,10 +716,14 @@ void run(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   }
 }
 
+template <typename T>
+int64_t scratch_bytes_of(const Problem& p) {
+  const Layout<typename Accumulate<T>::type> layout(p);
+  return window_bytes<T>(p) + (layout.shared() + p.together * layout.tails()) * kVectorBytes;
+}
+
 int64_t scratch_bytes(const Problem& p) {
-  return p.dtype == Dtype::float64
-             ? window_bytes<double>(p) + Layout<double>(p).vectors() * kVectorBytes
-             : window_bytes<float>(p) + Layout<float>(p).vectors() * kVectorBytes;
+  return p.dtype == Dtype::float64 ? scratch_bytes_of<double>(p) : scratch_bytes_of<float>(p);
 }
 
 }  // namespace

@@ -48,6 +48,25 @@ def test_thread_counts(threads, shape, reduction):
         assert torch.equal(grad, results[0][1])
 
 
+@pytest.mark.parametrize("channels", [3, 4, 5])
+def test_thread_counts_of_channels_that_take_turns(threads, channels):
+    x, y = pictures((3, channels, 300, 300))
+    contiguous, _ = step(x.shape)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = y.contiguous(memory_format=torch.channels_last)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        x.grad = None
+        loss = ssim_fused.ssim_loss(x, y)
+        loss.backward()
+        results.append((loss.detach(), x.grad))
+    assert results[0][0] == pytest.approx(contiguous.item(), rel=1e-6)
+    for loss, grad in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_an_image_does_not_depend_on_its_batch(shape):
     x, y = pictures(shape)

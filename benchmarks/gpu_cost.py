@@ -11,6 +11,7 @@ Needs nvcc, and for the instruction mix nvidia-cuda-cuobjdump and nvidia-cuda-nv
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
@@ -94,9 +95,7 @@ class Programs:
         """The cut that the launcher would choose."""
         said = _run(self.program, TASKS.index(task), *shape, multiprocessors).split()
         names = "layout tiles tile_w bands band_h planes threads blocks shared step runs"
-        return dict(
-            zip([*names.split(), "gradient_runs", "across_rows", "maps"], map(int, said))
-        )
+        return dict(zip([*names.split(), "gradient_runs", "across_rows", "maps"], map(int, said)))
 
     def compile(self, nvcc: Path, architecture: str) -> tuple[Path, str]:
         """The float32, 11-tap kernels as one cubin, and what ptxas said."""
@@ -181,9 +180,10 @@ def mixes(tool: Path, cubin: Path) -> dict[tuple[str, str], Counter]:
 # ---- work a pixel ----
 
 
-# For an item of each phase (a row of a column of moments, a window, a column of a row of a derivative,
-# a row of a column of a derivative), streaming and tile: words of shared memory read, loads that read
-# them, and instructions beside the multiply-adds, as they stand between the barriers of sm_86's code.
+# For an item of each phase (a row of a column of moments, a window, a column of a row of a
+# derivative, a row of a column of a derivative), streaming and tile: words of shared memory read,
+# loads that read them, and instructions beside the multiply-adds, as they stand between the
+# barriers of sm_86's code.
 WORDS = {"down": (0, 12), "across": (16, 24), "back across": (4, 4), "back down": (1, 11)}
 LOADS = {"down": (0, 6), "across": (4, 12), "back across": (1, 1), "back down": (1, 11)}
 OTHER = {"down": (45, 90), "across": (79, 140), "back across": (3, 15), "back down": (8, 30)}
@@ -246,77 +246,69 @@ def predict(gpu: Gpu, cost: dict[str, float], pixels: int) -> float:
 SHAPES = [(1, 1, 64, 64), (1, 1, 128, 128), (128, 1, 28, 28), (16, 3, 256, 256), (1, 3, 1080, 1920)]
 
 
-def _table(title: str, head: list[str], rows: list[list[object]]) -> None:
-    print(f"\n{title}\n\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
+HEAD = ["task", "shape", "layout", "tiles x bands x planes", "threads x blocks", "multiply-adds"]
+HEAD += ["shared words", "shared loads", "bytes", "instructions"]
 
 
-def report(nvcc: Path, architectures: list[str], folder: Path) -> None:
-    """Print the tables."""
-    programs = Programs(folder)
-    large = programs.geometry("gradient", (1, 3, 1080, 1920), 132)
-    value = programs.geometry("value", (1, 3, 1080, 1920), 132)
-    rows, mix_rows = [], []
-    tool = disassembler()
-    for architecture in architectures:
-        cubin, said = programs.compile(nvcc, architecture)
-        for task, (used, spilled) in sorted(
-            registers(said).items(), key=lambda i: TASKS.index(i[0])
-        ):
-            geometry = value if task in ("value", "map") else large
-            blocks, share = occupancy(architecture, used, geometry)
-            rows.append([f"sm_{architecture}", task, used, spilled, blocks, f"{share} %"])
-        if tool:
-            for task, mix in mixes(tool, cubin).items():
-                if task in ("value", "gradient"):
-                    mix_rows.append(
-                        [f"sm_{architecture}", task, *(mix[k] for k in ["all", *KINDS])]
-                    )
-    _table(
-        "Registers and occupancy (float32, 11 taps)",
-        ["", "task", "registers", "bytes spilled", "blocks resident", "occupancy"],
-        rows,
-    )
-    if tool:
-        _table("Instructions in the code", ["", "task", "all", *KINDS], mix_rows)
-    else:
-        print("\nno nvdisasm: pip install nvidia-cuda-nvdisasm for the instruction mix")
+def work_rows(programs: Programs) -> list[dict[str, object]]:
+    """Work a pixel of each shape, for the cut that a GPU of 132 multiprocessors gets."""
     rows = []
     for task in ("value", "gradient"):
         for shape in SHAPES:
             g = programs.geometry(task, shape, 132)
             cost = work(g, shape)
             pixels = shape[0] * shape[1] * shape[2] * shape[3]
-            times = [f"{predict(gpu, cost, pixels):.1f}" for gpu in GPUS]
-            share = cost["shared words"] / cost["multiply-adds"]
+            cells = [task, "x".join(map(str, shape)), LAYOUTS[g["layout"]]]
+            cells += [f"{g['tiles']} x {g['bands']} x {g['planes']}"]
+            cells += [f"{g['threads']} x {g['blocks']}"]
+            cells += [f"{cost[name]:.0f}" for name in HEAD[5:]]
+            row = dict(zip(HEAD, cells))
+            row |= {f"{gpu.name}, us": f"{predict(gpu, cost, pixels):.1f}" for gpu in GPUS}
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """Rows as a table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows])
+
+
+def report(nvcc: Path, architectures: list[str], programs: Programs) -> None:
+    """Print what the compiler made of the kernels."""
+    shown = {"streaming": (1, 3, 1080, 1920), "tile": (128, 1, 28, 28)}
+    tool = disassembler()
+    rows, mix_rows = [], []
+    for architecture in architectures:
+        cubin, said = programs.compile(nvcc, architecture)
+        mix = mixes(tool, cubin) if tool else {}
+        for (layout, task), (used, spilled) in sorted(registers(said).items()):
+            geometry = programs.geometry(task, shown[layout], 132)
+            blocks, share = occupancy(architecture, used, geometry)
+            kernel = {"": f"sm_{architecture}", "layout": layout, "task": task}
             rows.append(
-                [
-                    task,
-                    "x".join(map(str, shape)),
-                    f"{g['tiles']} x {g['bands']} x {g['planes']}",
-                    f"{g['threads']} x {g['blocks']}",
-                    *(f"{cost[k]:.0f}" for k in ("multiply-adds", "shared words")),
-                    f"{share:.2f}",
-                    f"{cost['bytes']:.1f}",
-                    f"{cost['instructions']:.0f}",
-                    *times,
-                ]
+                kernel
+                | {"registers": used, "bytes spilled": spilled, "shared bytes": geometry["shared"]}
+                | {"threads": geometry["threads"], "blocks resident": blocks}
+                | {"occupancy": f"{share} %"}
             )
-    _table(
-        "Work a pixel, halos counted, for the cut chosen on 132 multiprocessors; the last columns "
-        "are PREDICTIONS from peak rates in microseconds, without launch cost",
-        ["task", "shape", "tiles x bands x planes", "threads x blocks", "multiply-adds"]
-        + ["shared words", "ratio", "bytes", "instructions"]
-        + [gpu.name for gpu in GPUS],
-        rows,
-    )
+            if (layout, task) in mix:
+                counts = mix[layout, task]
+                mix_rows.append(kernel | {kind: counts[kind] for kind in ["all", *KINDS]})
+    print("\nRegisters and occupancy (float32, 11 taps, the cut of a typical picture)\n")
+    print(markdown(rows))
+    if tool:
+        print("\nInstructions in the code\n")
+        print(markdown(mix_rows))
+    else:
+        print("\nno nvdisasm: pip install nvidia-cuda-nvdisasm for the instruction mix")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/gpu_cost.csv")
     args = parser.parse_args()
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda-13.0", "/usr/local/cuda"]
     nvccs = (Path(home) / "bin/nvcc" for home in homes if home)
@@ -324,7 +316,19 @@ def main() -> None:
     if nvcc is None:
         sys.exit("gpu_cost: no nvcc found; set CUDA_HOME")
     with tempfile.TemporaryDirectory() as folder:
-        report(nvcc, args.architectures, Path(folder))
+        programs = Programs(Path(folder))
+        report(nvcc, args.architectures, programs)
+        rows = work_rows(programs)
+    print(
+        "\nWork a pixel, halos counted, for the cut chosen on 132 multiprocessors; the last "
+        "columns are PREDICTIONS from peak rates in microseconds, without launch cost\n"
+    )
+    print(markdown(rows))
+    if args.save:
+        with (ROOT / "benchmarks/results/gpu_cost.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import accuracy, results, train_step
+from . import accuracy, gpu_cost, results, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("16x3x256x256", "1x3x1080x1920")
@@ -36,7 +36,18 @@ def train_step_table(folder: Path) -> str:
     return train_step.markdown(results.load(folder / "train_step.csv"))
 
 
-TABLES = {"speed": speed_table, "train_step": train_step_table, "accuracy": accuracy_table}
+def gpu_cost_table(folder: Path) -> str:
+    rows = results.load(folder / "gpu_cost.csv")
+    shown = ["task", "shape", "layout", "multiply-adds", "shared loads", "bytes", "instructions"]
+    return gpu_cost.markdown([{name: row[name] for name in shown} for row in rows])
+
+
+TABLES = {
+    "speed": speed_table,
+    "train_step": train_step_table,
+    "accuracy": accuracy_table,
+    "gpu_cost": gpu_cost_table,
+}
 
 
 def with_tables(text: str, folder: Path = results.RESULTS) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from . import accuracy, ceilings, readme, results
 from .engine import OURS, Measurement, Workload, measure
-from .providers import BY_NAME, PROVIDERS, QUICK
+from .providers import BY_NAME, FAST, PROVIDERS, QUICK
 
 LARGE = ["16x3x256x256", "1x3x1080x1920"]
 SMALL = ["1x1x28x28", "128x1x28x28", "1x1x128x128", "5x1x128x128"]
@@ -82,31 +82,28 @@ def _rows(measurements: list[Measurement]) -> list[dict]:
 def run(args: argparse.Namespace) -> int:
     """Measure every workload; what is measured is kept when the run is cut short."""
     names = args.providers or (QUICK if args.quick else list(BY_NAME))
-    shapes = args.shapes or [_shape(text) for text in LARGE + SMALL]
-    budget = args.budget or (6.0 if args.quick else 20.0)
+    shapes = args.shapes or [_shape(text) for text in SMALL + LARGE]
+    budget = args.budget or (6.0 if args.quick else 12.0)
     workloads = [
-        Workload(mode, shape, dtype, args.device)
+        (Workload(mode, shape, dtype, args.device), names)
         for dtype in args.dtypes
         for shape in shapes
         for mode in args.modes
     ]
     if args.full:
-        workloads += [
-            *(Workload(mode, _shape(text)) for text in SIZES for mode in args.modes),
-            *(
-                Workload(mode, _shape(LARGE[1]), dtype)
-                for dtype in DTYPES[1:]
-                for mode in args.modes
-            ),
-            *(Workload("memory", _shape(text)) for text in MEMORY),
+        beyond = [Workload(mode, _shape(text)) for text in SIZES for mode in args.modes]
+        beyond += [
+            Workload(mode, _shape(LARGE[1]), dtype) for dtype in DTYPES[1:] for mode in args.modes
         ]
+        workloads += [(Workload("memory", _shape(text)), names) for text in MEMORY]
+        workloads += [(workload, [name for name in FAST if name in names]) for workload in beyond]
     for name in names:
         if reason := BY_NAME[name].missing(args.device):
             print(f"left out: {name}: {reason}", file=sys.stderr)
     measurements: list[Measurement] = []
-    for i, workload in enumerate(workloads):
+    for i, (workload, compared) in enumerate(workloads):
         print(f"[{i + 1}/{len(workloads)}] {workload}", file=sys.stderr)
-        found, finished = measure(workload, names, budget, _show)
+        found, finished = measure(workload, compared, budget, _show)
         measurements += found
         if not finished:
             print("\ninterrupted; what was measured is kept", file=sys.stderr)

@@ -257,4 +257,7 @@ PROVIDERS = [
     Provider("OpenCV", _opencv, "opencv-python-headless", "5.0.0.93", gradient=False),
 ]
 BY_NAME = {provider.name: provider for provider in PROVIDERS}
+# the fastest of their kind, for workloads beyond the standard ones
+FAST = ["ssim_fused", "ssim_fused.reference", "pytorch-msssim", "frame-analytics", "OpenCV"]
+FAST += ["separable, compiled, channels last"]
 QUICK = ["ssim_fused", "ssim_fused.reference", "usual code", "pytorch-msssim"]

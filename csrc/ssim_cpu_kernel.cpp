@@ -602,9 +602,13 @@ class Item {
       } else {
         for (int64_t i = 0; i < layout_.halo; ++i) rows[i] = V{};
       }
-      V out[width];
-      filter<A, taps>(derivatives_.at(map, block * width), window_, p_.taps, out);
-      store_columns(out, rows + layout_.halo);
+      if (y < last_y_) {
+        V out[width];
+        filter<A, taps>(derivatives_.at(map, block * width), window_, p_.taps, out);
+        store_columns(out, rows + layout_.halo);
+      } else {  // below the map
+        for (int i = 0; i < width; ++i) rows[layout_.halo + i] = V{};
+      }
       filter<A, taps>(rows, window_, p_.taps, filtered[map]);
       copy_rows(rows + width, kept);
     }

@@ -831,8 +831,9 @@ class Block {
   // rows [y, y + kGradientRows) of one column
   //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
   //     d/dx = from_u + from_v                     d/dy = from_u - from_v
+  template <int kCount>
   SSIM_DEVICE void leave_gradient(const Column& c, int y, const A* u, const A* v,
-                                  const A (&filtered)[kMaps][kGradientRows]) const {
+                                  const A (&filtered)[kCount][kGradientRows]) const {
     T* grad_input = c.grad_input + y * p_.grad_input_stride[2];
     T* grad_target = nullptr;
     if constexpr (kBoth) grad_target = c.grad_target + y * p_.grad_target_stride[2];

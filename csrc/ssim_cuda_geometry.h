@@ -68,14 +68,11 @@ SSIM_HOST_DEVICE constexpr int round_up_4(int x) { return (x + 3) / 4 * 4; }
 SSIM_HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
 SSIM_HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
 
-// item / by by a multiplication; exact while item * by < 2^32
+// a division by a number that the launch knows, as a multiplication; exact while item * by < 2^32
 struct Divider {
-  unsigned by, magic;  // 2^32 / by, rounded up; 0 for a division by 1
+  unsigned magic;  // 2^32 / by, rounded up; 0 for a division by 1
 
-  SSIM_HOST_DEVICE void set(int by_) {
-    by = static_cast<unsigned>(by_);
-    magic = 0xffffffffu / by + 1u;
-  }
+  SSIM_HOST_DEVICE void set(int by) { magic = 0xffffffffu / static_cast<unsigned>(by) + 1u; }
 };
 
 struct Geometry {
@@ -112,9 +109,12 @@ struct Geometry {
 
 // Row lengths in shared memory. With 11 taps they are the same for every cut, so the compiler
 // turns most addresses into constants.
+SSIM_HOST_DEVICE constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
 SSIM_HOST_DEVICE constexpr int fast_moments_row(Layout layout) {
-  return round_up_4(most_columns(layout) + 2 * (kFastTaps - 1)) + (layout == Layout::tile ? 0 : 4);
+  const int halo = kFastTaps - 1, run = windows_each(layout);
+  return round_up(most_columns(layout) + halo, run) + round_up(halo, run);
 }
+static_assert(fast_moments_row(Layout::streaming) == 132 && fast_moments_row(Layout::tile) == 52);
 SSIM_HOST_DEVICE constexpr int fast_derivatives_row(Layout layout) {
   return most_columns(layout) + round_up_4(kFastTaps - 1);
 }

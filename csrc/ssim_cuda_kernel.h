@@ -32,7 +32,7 @@
 //     the shared memory a column, so a third of the threads that fit;
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Streaming alone (simulated, an RTX 3070, a step of one 64 x 64 plane): 35,900 cycles where the
-// tile takes 17,100, two thirds of it waiting. Registers: 168 a thread for streaming, 80 for tile.
+// tile takes 17,200, two thirds of it waiting. Registers: 168 a thread for streaming, 80 for tile.
 //
 // Sums: one for each plane, band and tile (a part), added up in a fixed order by the block that
 // finishes last, so a scalar loss and its gradient are one launch; parts are counted, no sum is

@@ -64,7 +64,8 @@ SSIM_HOST_DEVICE constexpr int derivative_maps(Task task) {
                                                             : 4;
 }
 
-SSIM_HOST_DEVICE constexpr int round_up_4(int x) { return (x + 3) / 4 * 4; }
+SSIM_HOST_DEVICE constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
+SSIM_HOST_DEVICE constexpr int round_up_4(int x) { return round_up(x, 4); }
 SSIM_HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
 SSIM_HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
 
@@ -109,7 +110,6 @@ struct Geometry {
 
 // Row lengths in shared memory. With 11 taps they are the same for every cut, so the compiler
 // turns most addresses into constants.
-SSIM_HOST_DEVICE constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
 SSIM_HOST_DEVICE constexpr int fast_moments_row(Layout layout) {
   const int halo = kFastTaps - 1, run = windows_each(layout);
   return round_up(most_columns(layout) + halo, run) + round_up(halo, run);
@@ -133,7 +133,7 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   const int windows = gradient ? g.tile_w + g.halo() : g.tile_w;
   const int band_windows = least(gradient ? g.band_h + g.halo() : g.band_h, g.out_h);
   const int each = rows_each(g.layout);
-  g.step = g.layout == Layout::tile ? (band_windows + each - 1) / each * each : each;
+  g.step = g.layout == Layout::tile ? round_up(band_windows, each) : each;
   g.columns = least(windows + g.halo(), g.w);
   // windows outside the map are left out
   g.runs = least((windows + run - 1) / run, (g.out_w + run - 1) / run + (run > 1));
@@ -159,7 +159,7 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
     const int pixel_rows = g.step + g.halo();
     wanted = most(owners, g.columns * ((pixel_rows + kLoads - 1) / kLoads));
   }
-  g.threads = least((wanted + 31) / 32 * 32, most_threads(g.layout));
+  g.threads = least(round_up(wanted, 32), most_threads(g.layout));
   g.load_rows = g.threads / g.columns;
   // `across` takes the place of the moments, and so do the last block's sums, two words a thread
   g.moments = most(4 * g.rows() * g.moments_row, maps * g.planes * g.across_rows * g.across_row);

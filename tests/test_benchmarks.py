@@ -295,3 +295,13 @@ def test_bad_shapes(text, capsys):
     with pytest.raises(SystemExit):
         cli.main(["--shapes", text])
     assert "is not a shape like" in capsys.readouterr().err
+
+
+def test_a_call_that_tries_the_patience_is_timed_once(monkeypatch):
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    workload = engine.Workload("value", (1, 1, 20, 20))
+    (measured,), finished = engine.measure(workload, ["ssim_fused"], 0.01)
+    assert finished
+    assert len(measured.seconds) == 1
+    assert measured.agrees
+    assert measured.problem == "timed once, not interleaved"

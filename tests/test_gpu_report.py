@@ -70,15 +70,32 @@ def test_cost_of_a_launch(programs):
             # a third of the 180 loads that fused-ssim's family takes
             assert cost["shared loads"] <= 60
             if geometry["layout"] == 0:
-                assert cost["shared loads"] <= cost["multiply-adds"] / 4
+                assert cost["shared words"] <= 60
+                assert cost["shared words"] <= cost["multiply-adds"] / 4
             assert geometry["shared"] <= 48 * 1024
-            assert geometry["blocks"] >= 128
+            assert geometry["blocks"] >= (128 if shape[0] == 128 else 132)  # a plane, a block
     # without halos: 88 multiply-adds for a value, 154 for a gradient
     whole = {"layout": 0, "tiles": 1, "tile_w": 4096, "bands": 1, "band_h": 4096, "planes": 1}
     whole |= {"maps": 3, "runs": 1024, "gradient_runs": 1024, "step": 8, "across_rows": 8}
     whole |= {"threads": 128, "blocks": 1}
     cost = gpu_cost.work(whole, (1, 1, 4096, 4096))
     assert cost["multiply-adds"] == pytest.approx(154, rel=0.01)
+
+
+@pytest.mark.xfail(strict=True, reason="not reached: counted 256 and 407, see issue 4")
+@pytest.mark.parametrize(("task", "most"), [("value", 200), ("gradient", 333)])
+def test_instructions_of_a_large_launch(programs, task, most):
+    """A third of what fused-ssim's family executes for a step."""
+    shape = (16, 3, 256, 256)
+    assert gpu_cost.work(programs.geometry(task, shape, 132), shape)["instructions"] <= most
+
+
+@pytest.mark.xfail(
+    strict=True, reason="11.3: the cut chosen for a value has lower bands than before"
+)
+def test_bytes_of_a_large_value(programs):
+    shape = (16, 3, 256, 256)
+    assert gpu_cost.work(programs.geometry("value", shape, 132), shape)["bytes"] <= 11
 
 
 def test_counted_as_simulated(programs):

@@ -1,17 +1,21 @@
 """Build the native libraries with ninja; where one cannot be, the package works without it.
 
 The libraries are written on LibTorch's stable ABI and use no Python API: one file serves every
-Python and every torch from 2.10 on. The CUDA one is apart: only a torch with CUDA can load it.
-Where a library is not built, a file beside its place (``_C_cpu.why``, ``_C_cuda.why``) holds the
-reason, which ``python -m ssim_fused`` shows.
+Python and every torch from 2.10 on. The CUDA one needs no CUDA to be built or loaded: its kernels
+are compiled by NVRTC, at first use or ahead (release/prebuild.py). Where a library is not built, a
+file beside its place (``_C_cpu.why``, ``_C_cuda.why``) holds the reason, which
+``python -m ssim_fused`` shows.
 
-Environment: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX", or "all"),
-SSIM_FUSED_REQUIRE_NATIVE=1 (a CPU library that cannot be built is an error), SSIM_FUSED_CUDA=0 (no
-CUDA library) or =1 (one that cannot be built is an error).
+Environment: CXX and CXXFLAGS; SSIM_FUSED_REQUIRE_NATIVE=1 (a missing CPU library is an error);
+SSIM_FUSED_CUDA=0 (no CUDA library) or =1 (one also for a torch without CUDA, and an error where it
+cannot be built); SSIM_FUSED_CUDA_ARCHITECTURES ("80 90", or "all": compile their kernels ahead);
+SSIM_FUSED_PORTABLE=1 (libraries that run with an older C++ library than the compiler's own).
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
 import platform
@@ -21,11 +25,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
+
+if int(__version__.split(".")[0]) < 77:  # pyproject.toml asks for it, but not without isolation
+    sys.exit(f"ssim_fused: setuptools {__version__} is too old: pip install 'setuptools>=77'")
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
@@ -37,10 +45,16 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX2 + AVX512} if X86_64 else {})
 
 # -ffp-contract=fast: multiply and add in one instruction, which ISO mode would forbid
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-CXX_FLAGS += ["-Wno-psabi", "-Wno-unused-parameter", "-ffp-contract=fast", "-fno-math-errno"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "--threads", "2", "-DUSE_CUDA"]
-NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS += [] if sys.platform == "win32" else ["-fPIC"]
+CXX_FLAGS += [
+    "-Wno-unknown-warning-option",
+    "-Wno-psabi",
+    "-Wno-unused-parameter",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+]
+CXX_FLAGS += shlex.split(os.environ.get("CXXFLAGS", ""))
 
 
 class CannotBuild(Exception):
@@ -83,16 +97,41 @@ def ninja_file(compile_with: str, link_with: str, library: Path, objects: dict) 
     return "\n".join(lines) + "\n"
 
 
-# ---- the CPU library ----
+# ---- the libraries ----
 
 
+# what the sources need that compilers of before 2021 lack
+PROBE = "#include <span>\ntemplate <typename T> concept Any = true;\nint size(std::span<int> s);\n"
+
+
+@functools.cache
 def compiler() -> str:
-    """The C++ compiler's command."""
+    """The C++ compiler's command, which knows C++20."""
     command = shlex.split(os.environ.get("CXX", "c++"))
     if not command or shutil.which(command[0]) is None:
         name = command[0] if command else "CXX is empty:"
         raise CannotBuild(f"no C++ compiler ({name} not found)")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(PROBE, encoding="utf-8")
+        probe = [*command, "-std=c++20", "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        done = subprocess.run(probe, capture_output=True, text=True)
+    if done.returncode:
+        said = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+        name = said.splitlines()[0] if said else command[0]
+        raise CannotBuild(f"{name} does not compile C++20; gcc 11, clang 19 or newer do (CXX)")
     return shlex.join(command)
+
+
+def native_library(build: Path, library: Path, torch: Path, objects: dict) -> str:
+    """The ninja file of a library on torch's stable ABI."""
+    if os.environ.get("SSIM_FUSED_PORTABLE") == "1":
+        objects[build / "portable.o"] = (ROOT / "csrc/portable.cpp", CXX_FLAGS)
+    # the C++ library first: torch's exports some of its symbols, which are not torch's to promise
+    own = "-lstdc++ " if sys.platform == "linux" else ""
+    link = f"{compiler()} -shared $in -o $out {own}"
+    link += f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -lc10"
+    return ninja_file(compiler(), link, library, objects)
 
 
 def cpu_library(build: Path, library: Path, torch: Path) -> str:
@@ -103,82 +142,51 @@ def cpu_library(build: Path, library: Path, torch: Path) -> str:
         source = ROOT / "csrc/ssim_cpu_kernel.cpp"
         flags = [*CXX_FLAGS, f"-DSSIM_ISA={isa}", *isa_flags]
         objects[build / f"ssim_cpu_kernel_{isa}.o"] = (source, flags)
-    link = f"{compiler()} -shared $in -o $out -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -lc10"
-    return ninja_file(compiler(), link, library, objects)
-
-
-# ---- the CUDA library ----
-
-# what a release is built for; the newest one's PTX serves what comes after
-ALL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-
-
-def torch_cuda(torch: Path) -> str:
-    """The version of CUDA that torch is built for, as "13.0"."""
-    found = re.search(r"^cuda\b.*= '([\d.]+)'", (torch / "version.py").read_text(), re.MULTILINE)
-    if found is None:
-        raise CannotBuild("this torch is built without CUDA")
-    return found[1]
-
-
-def find_nvcc(cuda: str) -> Path:
-    """An nvcc of torch's major version of CUDA."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    major = cuda.split(".")[0]
-    places = [Path(home) / "bin/nvcc" for home in homes if home]
-    places += [Path(on_path)] if (on_path := shutil.which("nvcc")) else []
-    places += [Path(f"/usr/local/cuda{of}/bin/nvcc") for of in (f"-{cuda}", f"-{major}", "")]
-    others = []
-    for place in filter(Path.exists, places):
-        said = subprocess.run([place, "--version"], capture_output=True, text=True).stdout
-        release = re.search(r"release ([\d.]+)", said)
-        if release and release[1].split(".")[0] == major:
-            return place
-        others.append(f"{place} is of CUDA {release[1] if release else 'unknown'}")
-    missing = f"no nvcc of CUDA {major}, for which torch is built"
-    raise CannotBuild(f"{missing} ({'; '.join(others) or 'none found'}); install the CUDA toolkit")
-
-
-def present_gpus() -> list[str]:
-    """Architectures of the GPUs that the driver lists, as "8.6"."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return sorted(set(re.findall(r"^\d+\.\d$", said, re.MULTILINE)))
-
-
-def architecture_flags() -> list[str]:
-    """What nvcc compiles for: TORCH_CUDA_ARCH_LIST, the GPUs present, or PTX that serves any."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
-    if wanted.lower() == "all":
-        wanted = ALL_ARCHITECTURES
-    names = [name for name in wanted.split(";") if name] or present_gpus() or ["7.5+PTX"]
-    flags = []
-    for name in names:
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
-        if match is None:
-            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST names {name!r}, no architecture like 8.6")
-        number = "".join(match.group(1, 2, 3))
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-        if match[4]:
-            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
-    return flags
+    return native_library(build, library, torch, objects)
 
 
 def cuda_library(build: Path, library: Path, torch: Path) -> str:
-    """The ninja file of _C_cuda.so."""
-    if os.environ.get("SSIM_FUSED_CUDA") == "0":
+    """The ninja file of _C_cuda.so: what launches the kernels, which are not in it."""
+    wanted = os.environ.get("SSIM_FUSED_CUDA")
+    if wanted == "0":
         raise CannotBuild("SSIM_FUSED_CUDA=0 when it was installed")
-    nvcc = find_nvcc(torch_cuda(torch))
-    flags = [*NVCC_FLAGS, *includes(torch), TORCH_TARGET, *architecture_flags()]
-    objects = {build / "ssim_cuda.o": (ROOT / "csrc/ssim_cuda.cu", flags)}
-    command = f"{shlex.quote(str(nvcc))} -ccbin {compiler()}"
-    # nvcc links CUDA's runtime into the file; with its symbols hidden it cannot clash with torch's
-    link = f"{command} -shared --cudart static -Xlinker --exclude-libs,ALL $in -o $out "
-    link += f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cuda -ltorch_cpu -lc10"
-    return ninja_file(command, link, library, objects)
+    version = (torch / "version.py").read_text(encoding="utf-8")
+    if wanted != "1" and re.search(r"^cuda\b.*= '[\d.]+'", version, re.MULTILINE) is None:
+        raise CannotBuild("this torch is built without CUDA")
+    flags = CXX_FLAGS + includes(torch) + [TORCH_TARGET]
+    names = ("ssim_cuda", "ssim_cuda_volume", "ssim_cuda_driver")
+    objects = {build / f"{name}.o": (ROOT / f"csrc/{name}.cpp", flags) for name in names}
+    return native_library(build, library, torch, objects)
+
+
+# ---- the source of the CUDA kernels, and kernels compiled ahead ----
+
+KERNELS = ("ssim_cuda_kernel.h", "ssim_cuda_volume_kernel.h")
+
+
+def kernel_headers() -> set[str]:
+    """The kernels' headers, and what they include of ours."""
+    found: set[str] = set()
+    left = [*KERNELS]
+    while left:
+        name = left.pop()
+        found.add(name)
+        text = (ROOT / "csrc" / name).read_text(encoding="utf-8")
+        left += set(re.findall(r'^#include "(.+)"', text, re.MULTILINE)) - found
+    return found
+
+
+def make_kernels(folder: Path) -> None:
+    """Put the kernels' headers into a folder, and kernels for what architectures are asked for."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in kernel_headers():
+        shutil.copyfile(ROOT / "csrc" / name, folder / name)
+    wanted = os.environ.get("SSIM_FUSED_CUDA_ARCHITECTURES", "").split()
+    if wanted:
+        program = [sys.executable, str(ROOT / "release/prebuild.py"), str(folder), *wanted]
+        if subprocess.run(program).returncode:
+            raise CannotBuild(f"no kernels for {' '.join(wanted)}, see above")
 
 
 # ---- setuptools ----
@@ -217,6 +225,7 @@ class BuildNative(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         reason_file = library.with_suffix(".why")
         make_ninja_file, must = LIBRARIES[ext.name]
+        kernels = library.with_name("kernels")
         try:
             torch = find_torch()
             if torch is None:
@@ -224,6 +233,8 @@ class BuildNative(build_ext):
             text = make_ninja_file(build, library, torch)
             (build / "build.ninja").write_text(text, encoding="utf-8")
             run_ninja(build)
+            if make_ninja_file is cuda_library:
+                make_kernels(kernels)
             reason_file.unlink(missing_ok=True)
         except CannotBuild as reason:
             if os.environ.get(must) == "1":
@@ -231,23 +242,28 @@ class BuildNative(build_ext):
             print(f"ssim_fused: installing without {library.name}: {reason}", file=sys.stderr)
             library.unlink(missing_ok=True)
             reason_file.write_text(f"{reason}\n", encoding="utf-8")
+            if make_ninja_file is cuda_library:
+                shutil.rmtree(kernels, ignore_errors=True)
 
-    def files(self, ext: Extension) -> list[Path]:
-        """What may come of an extension, relative to where packages go."""
-        library = Path(self.get_ext_filename(ext.name))
-        return [library, library.with_suffix(".why")]
+    def files(self) -> list[Path]:
+        """What was made, relative to where packages go."""
+        built = Path(self.build_lib)
+        patterns = ("_C_*.so", "_C_*.why", "kernels/*")
+        found = (path for pattern in patterns for path in (built / "ssim_fused").glob(pattern))
+        return sorted(path.relative_to(built) for path in found)
 
     def copy_extensions_to_source(self) -> None:
         # an editable install: the files go beside the sources, and none stays from before
-        for name in (name for ext in self.extensions for name in self.files(ext)):
-            built, place = Path(self.build_lib) / name, ROOT / name
-            place.unlink(missing_ok=True)
-            if built.exists():
-                shutil.copy2(built, place)
+        package = ROOT / "ssim_fused"
+        for place in (*package.glob("_C_*.so"), *package.glob("_C_*.why")):
+            place.unlink()
+        shutil.rmtree(package / "kernels", ignore_errors=True)
+        for name in self.files():
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            shutil.copy2(Path(self.build_lib) / name, ROOT / name)
 
     def get_outputs(self) -> list[str]:
-        names = (name for ext in self.extensions for name in self.files(ext))
-        return [str(path) for name in names if (path := Path(self.build_lib) / name).exists()]
+        return [str(Path(self.build_lib) / name) for name in self.files()]
 
 
 class Wheel(bdist_wheel):
@@ -257,7 +273,17 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def elsewhere() -> dict[str, dict[str, str]]:
+    """Options that keep what is made out of a source folder that cannot be written."""
+    if os.access(ROOT, os.W_OK):
+        return {}
+    scratch = tempfile.mkdtemp(prefix="ssim_fused-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return {"build": {"build_base": scratch}, "egg_info": {"egg_base": scratch}}
+
+
 setup(
+    options=elsewhere(),
     ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     # an isolated build takes the headers of the environment's torch; without one it needs its own

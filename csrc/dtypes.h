@@ -11,7 +11,11 @@
 #define SSIM_INLINE inline __attribute__((always_inline))
 #endif
 
+// Each build of the CPU kernel has its own, compiled for its instructions. NVRTC's kernels carry
+// the types in their names, which must be the same in every run.
+#if !defined(__CUDACC_RTC__)
 namespace {
+#endif
 
 struct float16 {
   unsigned short bits;
@@ -19,6 +23,9 @@ struct float16 {
 struct bfloat16 {
   unsigned short bits;
 };
+
+using uint8 = unsigned char;
+using uint16 = unsigned short;
 
 // what a storage type is computed in
 template <typename T>
@@ -28,6 +35,20 @@ struct Accumulate {
 template <>
 struct Accumulate<double> {
   using type = double;
+};
+
+// what a map is stored in: whole numbers cannot hold one
+template <typename T>
+struct MapOf {
+  using type = T;
+};
+template <>
+struct MapOf<uint8> {
+  using type = float;
+};
+template <>
+struct MapOf<uint16> {
+  using type = float;
 };
 
 SSIM_INLINE unsigned bits_of(float x) {
@@ -54,6 +75,8 @@ SSIM_INLINE float float_of(unsigned bits) {
 
 SSIM_INLINE float to_arithmetic(float x) { return x; }
 SSIM_INLINE double to_arithmetic(double x) { return x; }
+SSIM_INLINE float to_arithmetic(uint8 x) { return static_cast<float>(x); }
+SSIM_INLINE float to_arithmetic(uint16 x) { return static_cast<float>(x); }
 
 SSIM_INLINE float to_arithmetic(bfloat16 x) {
   return float_of(static_cast<unsigned>(x.bits) << 16);
@@ -110,4 +133,6 @@ SSIM_INLINE void from_arithmetic(float x, float16& out) {
 #endif
 }
 
+#if !defined(__CUDACC_RTC__)
 }  // namespace
+#endif

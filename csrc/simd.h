@@ -124,6 +124,17 @@ SSIM_INLINE void store(Vec<float> v, bfloat16* p) {
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
+// whole numbers, at most 16 bits each
+template <typename T>
+SSIM_INLINE Vec<float> load_whole(const T* p) {
+  typedef T Narrow __attribute__((vector_size(Simd<float>::width * sizeof(T))));
+  Narrow narrow;
+  std::memcpy(&narrow, p, sizeof(narrow));
+  return __builtin_convertvector(__builtin_convertvector(narrow, Simd<float>::Mask), Vec<float>);
+}
+SSIM_INLINE Vec<float> load(const uint8* p) { return load_whole(p); }
+SSIM_INLINE Vec<float> load(const uint16* p) { return load_whole(p); }
+
 SSIM_INLINE Vec<float> load(const float16* p) {
 #if defined(__AVX512F__)
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -235,6 +246,14 @@ SSIM_INLINE void scatter(Vec<float> v, float* p, int64_t stride) {
   }
 }
 #endif
+
+// ---- neighbours in pairs ----
+
+// the even (or odd) elements of a and b
+template <bool kOdd, typename V, int... i>
+SSIM_INLINE V every_second(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i + kOdd)...);
+}
 
 // ---- transpose of a width x width block held in registers ----
 //

@@ -26,13 +26,21 @@
 //
 // Pixels are scaled to a data range of 1, and one pixel (the pivot) is subtracted from all of an
 // item: variances do not change, and bright flat areas keep their digits.
-#include "ssim_cpu.h"
-
+//
+// Volumes and masked images take the same way from products that are made one by one (kGeneral): a
+// volume's slices are added up, each times its weight along z, before they are filtered down, and
+// its gradient is filtered along z in a pass of its own, since each slice gets a share of 2 x pad
+// others.
 #include <initializer_list>
+#include <type_traits>
 
 #include "simd.h"
+// simd.h has the vectors' own functions, which the formulas need to know
+#include "ssim_cpu.h"
 #include "ssim_math.h"
 
+// for lambdas
+#define SSIM_FORCE_INLINE __attribute__((always_inline))
 #define SSIM_CONCAT_(a, b) a##b
 #define SSIM_CONCAT(a, b) SSIM_CONCAT_(a, b)
 #define SSIM_STRING_(a) #a
@@ -81,6 +89,23 @@ SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_ta
 
 // ---- pixels in and out ----
 
+// Lane by lane: at the images' edges, and for strides that have no code of their own. Not inlined:
+// there are many places where it is called seldom.
+template <typename T, typename A>
+__attribute__((noinline)) Vec<A> load_each_lane(const T* p, int64_t stride, int64_t first,
+                                                int64_t last) {
+  A lanes[Simd<A>::width] = {};
+  for (int64_t i = first; i < last; ++i) lanes[i] = to_arithmetic(p[i * stride]);
+  return load(lanes);
+}
+
+template <typename T, typename A>
+__attribute__((noinline)) void store_each_lane(Vec<A> v, T* p, int64_t stride, int64_t count) {
+  A lanes[Simd<A>::width];
+  store(v, lanes);
+  for (int64_t i = 0; i < count; ++i) from_arithmetic(lanes[i], p[i * stride]);
+}
+
 // lanes [first, last) from p with the given stride between lanes, the rest zero
 template <typename T, typename A>
 SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t first, int64_t last) {
@@ -92,9 +117,7 @@ SSIM_INLINE Vec<A> load_lanes(const T* p, int64_t stride, int64_t first, int64_t
   if constexpr (kHasGather<T>) {
     if (last - first == width && stride > 0 && stride <= width) return gather(p, stride);
   }
-  A lanes[width] = {};
-  for (int64_t i = first; i < last; ++i) lanes[i] = to_arithmetic(p[i * stride]);
-  return load(lanes);
+  return load_each_lane<T, A>(p, stride, first, last);
 }
 
 template <typename T, typename A>
@@ -104,9 +127,7 @@ SSIM_INLINE void store_lanes(Vec<A> v, T* p, int64_t stride, int64_t count) {
   if constexpr (kHasScatter<T>) {
     if (count >= width && stride > 0 && stride <= width) return scatter(v, p, stride);
   }
-  A lanes[width];
-  store(v, lanes);
-  for (int64_t i = 0; i < smaller(count, width); ++i) from_arithmetic(lanes[i], p[i * stride]);
+  store_each_lane<T, A>(v, p, stride, smaller(count, width));
 }
 
 template <typename T>
@@ -128,26 +149,35 @@ enum Map { kSquareU, kSquareV, kMeanU, kMeanV, kMaps };
 template <typename A>
 struct Layout {
   static constexpr int width = Simd<A>::width;
-  int64_t halo;          // taps - 1
-  int64_t rows;          // that one block of filtered rows is made of
-  int64_t columns;       // of moments, or of derivatives, that are kept
-  int64_t pixel_blocks;  // blocks across the pixels whose last rows are kept
-  int64_t grad_blocks;   // blocks across the gradient
+  int64_t halo_y, halo_x;  // taps - 1
+  int64_t rows;            // that one block of filtered rows is made of
+  int64_t columns;         // of moments, or of derivatives, that are kept
+  int64_t pixel_maps;      // filtered down from rows of pixels: u and v, or the products too
+  int64_t pixel_blocks;    // blocks across the pixels whose last rows are kept
+  int64_t grad_blocks;     // blocks across the gradient
 
   explicit Layout(const Problem& p) {
-    halo = p.taps - 1;
-    rows = halo + width;
-    columns = round_up(halo, width) + 4 * width;
+    halo_y = p.y.halo();
+    halo_x = p.x.halo();
+    rows = halo_y + width;
+    columns = round_up(halo_x, width) + 4 * width;
+    pixel_maps = p.is_general() ? kMaps : 2;
     // a larger window would keep more than it is worth: its rows are read again
-    pixel_blocks = halo <= 2 * width ? (p.tile_w + 2 * halo) / width + 3 : 0;
+    pixel_blocks = halo_y <= 2 * width ? (p.tile_w + 2 * halo_x) / width + 3 : 0;
     grad_blocks = p.wants_grad() ? (p.tile_w + width - 1) / width : 0;
   }
-  int64_t strip() const { return kMaps * rows; }  // of two maps of pixels, or all derivatives
+  int64_t strip() const { return kMaps * rows; }  // of all maps of pixels, or all derivatives
   int64_t window_of_columns() const { return kMaps * columns; }
-  int64_t pixel_tails() const { return 2 * halo * pixel_blocks; }
-  int64_t derivative_tails() const { return kMaps * halo * grad_blocks; }
+  int64_t pixel_tails() const { return pixel_maps * halo_y * pixel_blocks; }
+  int64_t derivative_tails() const { return kMaps * halo_y * grad_blocks; }
   int64_t shared() const { return strip() + 2 * window_of_columns(); }
   int64_t tails() const { return pixel_tails() + derivative_tails(); }
+};
+
+// the weights of each axis's window, [taps]; symmetric, so that they carry gradients back, too
+template <typename A>
+struct Windows {
+  const A *z, *y, *x;
 };
 
 // The last columns of each map, few enough to stay in the L1 cache. Columns count from 0; those in
@@ -176,10 +206,50 @@ class Columns {
   }
 };
 
+// ---- the formula ----
+
+// what it needs beside the moments
+template <typename A>
+struct Constants {
+  Vec<A> pivot_u, pivot_v, c1, c2, half;
+
+  SSIM_INLINE Terms<Vec<A>> terms_of(const Moments<Vec<A>>& m) const {
+    return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, half);
+  }
+};
+
+template <typename A>
+SSIM_INLINE Moments<Vec<A>> moments(const Vec<A> (&filtered)[kMaps][Simd<A>::width], int i) {
+  return {filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i], filtered[kSquareV][i]};
+}
+
+// The maps that are not SSIM itself, as Item::formula makes that one; out: of each map.
+template <typename A, int kGrads>
+__attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
+                                        const Vec<A> (&filtered)[kMaps][Simd<A>::width],
+                                        Vec<A>* const (&out)[kMaps],
+                                        Vec<A> (&values)[Simd<A>::width]) {
+  using V = Vec<A>;
+  const V one = splat<A>(A(1));
+  for (int i = 0; i < Simd<A>::width; ++i) {
+    const Moments<V> m = moments<A>(filtered, i);
+    const Terms<V> t = constant.terms_of(m);
+    values[i] = delta<V>(t, kind, one);
+    if constexpr (kGrads > 0) {
+      const Derivatives<V> d = derivatives<V>(t, m, kind, constant.half, one);
+      out[kSquareU][i] = d.square_u;
+      out[kSquareV][i] = d.square_v;
+      out[kMeanU][i] = kGrads == 1 ? d.mean_u + d.mean_v : d.mean_u;
+      if constexpr (kGrads == 2) out[kMeanV][i] = d.mean_v;
+    }
+  }
+}
+
 // ---- one item ----
 
-// kGrads: how many images a gradient is made for, 0, 1 (the one that is asked for) or 2
-template <typename T, int taps, int kGrads>
+// taps: along y and x, 0 where only the problem knows. kGrads: how many images a gradient is made
+// for, 0, 1 (the input) or 2. kGeneral: volumes and masks
+template <typename T, int taps, int kGrads, bool kGeneral>
 class Item {
   using A = typename Accumulate<T>::type;
   using V = Vec<A>;
@@ -192,25 +262,27 @@ class Item {
   const Problem& p_;
   const Layout<A> layout_;
   const int known_stride_;  // see below
-  const A* window_;         // [taps]; symmetric, so that it carries gradients back, too
+  const Windows<A> window_;
   V* strip_;                // [kMaps, rows]                   lanes are columns
   Columns<A> moments_;      // lanes are rows
   Columns<A> derivatives_;  // lanes are rows
-  V* pixel_tails_;          // [pixel_blocks, 2, halo]         lanes are columns
-  V* derivative_tails_;     // [grad_blocks, kMaps, halo]      lanes are columns
+  V* pixel_tails_;          // [pixel_blocks, pixel_maps, halo_y]   lanes are columns
+  V* derivative_tails_;     // [grad_blocks, kMaps, halo_y]         lanes are columns
 
-  const T* input_;                          // [H, W] of this plane
-  const T* target_;                         // [H, W]
+  const T* input_;                          // [D, H, W] of this plane
+  const T* target_;                         // [D, H, W]
   const A* weight_;                         // [OH, OW] or null
-  int64_t n_, c_, y0_, y1_, x0_, x1_;       // what this item covers: see Problem::grid_h()
+  int64_t n_, c_, z_;                       // z_: slice of the map, or of the gradient along z
+  int64_t y0_, y1_, x0_, x1_;               // what this item covers: see Problem::grid_h()
   int64_t first_x_, last_x_;                // columns of the map that it needs
   int64_t first_y_, last_y_;                // rows
   A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
-  double sum_[width];
+  double sum_[width];                       // of the map
+  double squares_[width], absolute_[width];
 
  public:
   // `turn`: of the items that are done together
-  Item(const Problem& p, const A* window, void* scratch, int64_t turn)
+  Item(const Problem& p, const Windows<A>& window, void* scratch, int64_t turn)
       : p_(p),
         layout_(p),
         known_stride_(known_stride(p)),
@@ -222,49 +294,57 @@ class Item {
         derivative_tails_(pixel_tails_ + layout_.pixel_tails()) {}
 
   int64_t first_y() const { return first_y_; }
-  int64_t end_y() const { return kGrads ? y1_ + p_.pad : last_y_; }
+  int64_t end_y() const { return kGrads ? y1_ + p_.y.pad : last_y_; }
 
-  void store_sum(int64_t item) const {
-    double total = 0;
-    for (int i = 0; i < width; ++i) total += sum_[i];
+  void store_sums(int64_t item) const {
+    Sums total{};
+    for (int i = 0; i < width; ++i) {
+      total.map += sum_[i];
+      total.squares += squares_[i];
+      total.absolute += absolute_[i];
+    }
     p_.sums[item] = total;
   }
 
-  void locate(int64_t item) {
+  // `slices`: of the map, or of the gradient along z
+  void locate(int64_t item, int64_t slices) {
     c_ = item % p_.c;
     const int64_t tile = item / p_.c % p_.tiles;
     const int64_t band = item / p_.c / p_.tiles % p_.bands;
-    n_ = item / p_.c / p_.tiles / p_.bands;
+    const int64_t slice = item / p_.c / p_.tiles / p_.bands;
+    z_ = slice % slices;
+    n_ = slice / slices;
     y0_ = band * p_.band_h;
     x0_ = tile * p_.tile_w;
     y1_ = smaller(y0_ + p_.band_h, p_.grid_h());
     x1_ = smaller(x0_ + p_.tile_w, p_.grid_w());
     // a gradient's pixel (y, x) is in the windows [y + pad - halo, y + pad] x [x + pad - halo, ...]
-    const int64_t reach = kGrads ? p_.pad : 0, back = kGrads ? layout_.halo - p_.pad : 0;
-    first_y_ = larger(0, y0_ - back);
-    first_x_ = larger(0, x0_ - back);
-    last_y_ = smaller(p_.out_h, y1_ + reach);
-    last_x_ = smaller(p_.out_w, x1_ + reach);
+    first_y_ = larger(0, kGrads ? y0_ + p_.y.pad - layout_.halo_y : y0_);
+    first_x_ = larger(0, kGrads ? x0_ + p_.x.pad - layout_.halo_x : x0_);
+    last_y_ = smaller(p_.out_h, kGrads ? y1_ + p_.y.pad : y1_);
+    last_x_ = smaller(p_.out_w, kGrads ? x1_ + p_.x.pad : x1_);
     input_ = plane<const T>(p_.input, n_, c_);
     target_ = plane<const T>(p_.target, n_, c_);
-    weight_ = p_.weight.data ? plane<const A>(p_.weight, n_, c_) : nullptr;
-    for (int i = 0; i < width; ++i) sum_[i] = 0;
+    weight_ =
+        p_.weight.data ? plane<const A>(p_.weight, n_, c_) + z_ * p_.weight.stride_d : nullptr;
+    for (int i = 0; i < width; ++i) sum_[i] = squares_[i] = absolute_[i] = 0;
     choose_pivot();
   }
 
   // ---- map rows [y, y + width) over all of the item's columns ----
 
   void block_row(int64_t y) {
-    const int64_t left = round_down(first_x_ - p_.pad, width);      // column 0 of the moments
-    const int64_t to_column = -p_.pad - left;                       // of the window at x
-    const int64_t lead = first_x_ - (x0_ + p_.pad - layout_.halo);  // zero columns left of the map
+    const int64_t left = round_down(first_x_ - p_.x.pad, width);  // column 0 of the moments
+    const int64_t to_column = -p_.x.pad - left;                   // of the window at x
+    // zero columns left of the map
+    const int64_t lead = first_x_ - (x0_ + p_.x.pad - layout_.halo_x);
     moments_.clear();
     if constexpr (kGrads > 0) start_derivatives(lead);
     int64_t ready = 0, next_block = 0;  // columns of moments, blocks of the gradient
     for (int64_t x = first_x_; x < last_x_ && y < last_y_; x += width) {
       const int64_t column = x + to_column;
-      moments_.make_room(column, ready, round_up(column + width + layout_.halo, width));
-      const int64_t needed = smaller(x + width, last_x_) + to_column + layout_.halo;
+      moments_.make_room(column, ready, round_up(column + width + layout_.halo_x, width));
+      const int64_t needed = smaller(x + width, last_x_) + to_column + layout_.halo_x;
       for (; ready < needed; ready += width) filter_down(y, left + ready, ready);
       if constexpr (kGrads > 0) {
         const int64_t made = lead + x - first_x_;
@@ -273,7 +353,7 @@ class Item {
       windows(y, x, column, lead, ahead_of(y, left + ready, next_block + 1));
       if constexpr (kGrads > 0) {
         const int64_t made = lead + x - first_x_ + width;
-        for (; made >= (next_block + 1) * width + layout_.halo; ++next_block) {
+        for (; made >= (next_block + 1) * width + layout_.halo_x; ++next_block) {
           gradient_block(y, next_block);
         }
       }
@@ -283,25 +363,119 @@ class Item {
     }
   }
 
+  // Means of 2 x 2 pixels, of which the block row at map row y was the first to need the last one.
+  // Straight from the images, whose rows are still in the cache.
+  void pool_block_row(int64_t y) const {
+    const Owned own = owned();
+    const int64_t top = y - p_.y.pad + (y > first_y_ ? layout_.halo_y : 0);
+    const int64_t first = larger(top, own.y0);
+    const int64_t last = smaller(y - p_.y.pad + layout_.rows, own.y1);
+    for (int64_t row = first; row < last; ++row) {
+      if ((row + p_.pool_y) % 2 == 0) continue;
+      pool_row(input_, p_.input, p_.pooled_input, row, own);
+      pool_row(target_, p_.target, p_.pooled_target, row, own);
+    }
+  }
+
+  // a slice of the gradient: what the slices of the map have left for it, filtered along z
+  void filter_along_z() {
+    const int64_t from = larger(0, z_ + p_.z.pad - p_.z.halo());
+    const int64_t to = smaller(p_.out_d, z_ + p_.z.pad + 1);
+    input_ += z_ * p_.input.stride_d;
+    target_ += z_ * p_.target.stride_d;
+    for (int64_t y = y0_; y < y1_; y += width) {
+      for (int64_t x = x0_; x < x1_; x += width) {
+        V filtered[kMaps][width] = {};
+        const int64_t rows = smaller(width, y1_ - y), count = smaller(width, x1_ - x);
+        for (int64_t slice = from; slice < to; ++slice) {
+          const V weight = splat<A>(window_.z[z_ + p_.z.pad - slice]);
+          for (int map = 0; map < kDerivatives; ++map) {
+            const A* row = adjoint(slice, map) + y * p_.w + x;
+            for (int64_t i = 0; i < rows; ++i, row += p_.w) {
+              filtered[map][i] += weight * load_lanes<A, A>(row, 1, 0, count);
+            }
+          }
+        }
+        combine<0>(y, x, lanes_in_image(x), filtered);
+      }
+    }
+  }
+
  private:
+  // The pixels that are this item's own: each pixel of the images is one item's, also those around
+  // a map that is smaller.
+  struct Owned {
+    int64_t y0, y1, x0, x1;
+  };
+  Owned owned() const {
+    return {y0_, y1_ == p_.grid_h() ? p_.h : y1_, x0_, x1_ == p_.grid_w() ? p_.w : x1_};
+  }
+
+  // slice `slice` of the map's share in the gradient, one of its maps, [H, W]
+  A* adjoint(int64_t slice, int map) const {
+    const int64_t slices = (n_ * p_.c + c_) * p_.out_d + slice;
+    return static_cast<A*>(p_.adjoint) + (slices * kMaps + map) * p_.h * p_.w;
+  }
+
+  // row `row` and the one above it, halved
+  void pool_row(const T* from, const Image& image, const Image& to, int64_t row,
+                const Owned& own) const {
+    const int64_t i = (row + p_.pool_y) / 2;
+    if (i >= p_.pooled_h) return;
+    const T *low = from + row * image.stride_h, *up = row > 0 ? low - image.stride_h : nullptr;
+    A* out = plane<A>(to, n_, c_) + i * to.stride_h;
+    const A quarter = A(0.25);
+    // of the columns 2 j - pool_x and 2 j - pool_x + 1, the item owns the second
+    int64_t j = (own.x0 + p_.pool_x) / 2;
+    const int64_t end = smaller((own.x1 + p_.pool_x) / 2, p_.pooled_w);
+    const auto at = [&](const T* line, int64_t x) {
+      return line == nullptr || x < 0 ? A(0) : to_arithmetic(line[x * image.stride_w]);
+    };
+    const auto scalar = [&](int64_t j) {
+      const int64_t x = 2 * j - p_.pool_x;
+      out[j] = quarter * ((at(up, x) + at(up, x + 1)) + (at(low, x) + at(low, x + 1)));
+    };
+    if (j < end && 2 * j < p_.pool_x) scalar(j++);
+    if (image.stride_w == 1 && up != nullptr) {
+      constexpr auto lanes = std::make_integer_sequence<int, width>{};
+      for (; j + width <= end; j += width) {
+        const int64_t x = 2 * j - p_.pool_x;
+        const V first = load(up + x) + load(low + x);
+        const V second = load(up + x + width) + load(low + x + width);
+        const V sum =
+            every_second<false>(first, second, lanes) + every_second<true>(first, second, lanes);
+        store(quarter * sum, out + j);
+      }
+    }
+    for (; j < end; ++j) scalar(j);
+  }
+
   // the stride between a row's pixels in every image, where there is code for it; else 0
   static int known_stride(const Problem& p) {
     const int64_t stride = p.input.stride_w;
     for (const Image* image : {&p.target, &p.grad_input, &p.grad_target}) {
       if (image->data != nullptr && image->stride_w != stride) return 0;
     }
-    return stride == 1 || stride == kChannels ? static_cast<int>(stride) : 0;
+    return stride == 1 || (kHasGather<T> && stride == kChannels) ? static_cast<int>(stride) : 0;
   }
 
   // The item's centre pixel. Where every window reaches over the edge, the zeros outside make the
   // variance large: there is nothing to gain, and a pivot would cost digits of the mean.
   void choose_pivot() {
     pivot_input_ = pivot_target_ = pivot_v_ = 0;
-    if (p_.h < p_.taps || p_.w < p_.taps) return;
+    if (p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps) return;
+    // not the item's slice: all slices of a gradient have one pivot
+    const int64_t mid_z = p_.d / 2;
     const int64_t mid_y = smaller((y0_ + y1_) / 2, p_.h - 1);
     const int64_t mid_x = smaller((x0_ + x1_) / 2, p_.w - 1);
-    const A x = to_arithmetic(input_[mid_y * p_.input.stride_h + mid_x * p_.input.stride_w]);
-    const A y = to_arithmetic(target_[mid_y * p_.target.stride_h + mid_x * p_.target.stride_w]);
+    const auto centre = [&](auto* image, const Image& of) {
+      return to_arithmetic(image[mid_z * of.stride_d + mid_y * of.stride_h + mid_x * of.stride_w]);
+    };
+    if constexpr (kGeneral) {
+      // a masked pixel has no part in anything
+      if (p_.mask.data && !(centre(plane<const A>(p_.mask, n_, c_), p_.mask) > 0)) return;
+    }
+    const A x = centre(input_, p_.input), y = centre(target_, p_.target);
     pivot_input_ = finite_or_zero(x);
     pivot_target_ = finite_or_zero(y);
     pivot_v_ = finite_or_zero(x - y);
@@ -338,6 +512,14 @@ class Item {
   SSIM_INLINE int whole_stride(Lanes lanes) const {
     return lanes.last - lanes.first == width ? known_stride_ : 0;
   }
+  template <typename Do>
+  SSIM_INLINE static void with_stride(int stride, Do&& run) {
+    if (stride == 1) return run.template operator()<1>();
+    if constexpr (kHasGather<T>) {
+      if (stride == kChannels) return run.template operator()<kChannels>();
+    }
+    run.template operator()<0>();
+  }
   template <int kStride>
   SSIM_INLINE static V load_row(const T* p, int64_t stride, Lanes lanes) {
     if constexpr (kStride == 1) return load(p);
@@ -360,11 +542,40 @@ class Item {
     }
   }
 
+  // Adds up what the images differ by in the item's own pixels of rows [y, y + count) and columns
+  // [x, x + width): just loaded, so they come from the nearest cache.
+  template <int kStride>
+  void add_differences(int64_t y, int64_t x, int64_t count) {
+    const Owned own = owned();
+    const int64_t from = larger(y, own.y0), to = smaller(y + count, own.y1);
+    const Lanes lanes{larger(0, own.x0 - x), smaller(width, own.x1 - x)};
+    if (lanes.first >= lanes.last) return;
+    const bool whole = lanes.last - lanes.first == width;
+    V squares{}, absolute{};
+    for (int64_t row = from; row < to; ++row) {
+      const T* a = input_ + row * p_.input.stride_h + x * p_.input.stride_w;
+      const T* b = target_ + row * p_.target.stride_h + x * p_.target.stride_w;
+      const V difference =
+          kStride > 0 && whole
+              ? load_row<kStride>(a, p_.input.stride_w, lanes) -
+                    load_row<kStride>(b, p_.target.stride_w, lanes)
+              : load_lanes<T, A>(a, p_.input.stride_w, lanes.first, lanes.last) -
+                    load_lanes<T, A>(b, p_.target.stride_w, lanes.first, lanes.last);
+      squares += difference * difference;
+      absolute += difference < V{} ? -difference : difference;
+    }
+    for (int i = 0; i < width; ++i) {
+      squares_[i] += static_cast<double>(squares[i]);
+      absolute_[i] += static_cast<double>(absolute[i]);
+    }
+  }
+
   // u and v of rows [y, y + rows) and columns [x, x + width); outside the image lies zero. `kept`:
   // where the rows that this block shares with the one below are kept, or null.
-  SSIM_INLINE void fill_strip(int64_t y, int64_t x, V* kept, bool is_kept) {
-    const int64_t rows = layout_.rows, halo = layout_.halo;
+  SSIM_INLINE void fill_strip(int64_t y, int64_t x, V* kept, bool is_first) {
+    const int64_t rows = layout_.rows, halo = layout_.halo_y;
     V *u = strip_, *v = strip_ + rows;
+    const bool is_kept = kept != nullptr && !is_first;
     const int64_t from = is_kept ? halo : 0;  // rows that the row of blocks above has kept
     if (is_kept) {
       copy_rows(kept, u);
@@ -377,12 +588,16 @@ class Item {
     for (int64_t i = bottom; i < rows; ++i) u[i] = outside.u, v[i] = outside.v;
     const Lanes lanes = lanes_in_image(x);
     const int stride = whole_stride(lanes);
-    if (stride == 1) {
-      load_pixels<1>(y + top, x, lanes, bottom - top, u + top, v + top);
-    } else if (stride == kChannels) {
-      load_pixels<kChannels>(y + top, x, lanes, bottom - top, u + top, v + top);
-    } else {
-      load_pixels<0>(y + top, x, lanes, bottom - top, u + top, v + top);
+    with_stride(stride, [&]<int kStride>() SSIM_FORCE_INLINE {
+      load_pixels<kStride>(y + top, x, lanes, bottom - top, u + top, v + top);
+    });
+    if (p_.wants_differences) {
+      const int64_t fresh = is_first ? 0 : halo;  // also where rows are read again
+      if (stride == 1) {
+        add_differences<1>(y + fresh, x, rows - fresh);
+      } else {
+        add_differences<0>(y + fresh, x, rows - fresh);
+      }
     }
     if (kept != nullptr) {
       copy_rows(u + width, kept);
@@ -390,9 +605,59 @@ class Item {
     }
   }
 
+  // The same for volumes and masks: all four maps, filtered along z. Where there is a mask, pixels
+  // outside the image are masked, too.
+  SSIM_INLINE void fill_products(int64_t y, int64_t x, V* kept, bool is_first) {
+    const int64_t rows = layout_.rows, halo = layout_.halo_y;
+    const bool is_kept = kept != nullptr && !is_first;
+    if (is_kept) {
+      for (int map = 0; map < kMaps; ++map) copy_rows(kept + map * halo, strip_ + map * rows);
+    }
+    const Pivots taken = pivots();
+    const Pixels outside = p_.mask.data ? Pixels{} : taken.pixels(V{}, V{});
+    const Lanes lanes = lanes_in_image(x);
+    const int64_t top = z_ - p_.z.pad;
+    const A* mask = p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
+    for (int64_t i = is_kept ? halo : 0; i < rows; ++i) {
+      V sums[kMaps] = {};
+      for (int64_t k = 0; k < p_.z.taps; ++k) {
+        const int64_t z = top + k, row = y + i;
+        V weight = splat<A>(window_.z[k]);
+        Pixels pixels = outside;
+        if (z >= 0 && z < p_.d && row >= 0 && row < p_.h) {
+          pixels = taken.pixels(
+              load_row<0>(voxel(input_, p_.input, z, row, x), p_.input.stride_w, lanes),
+              load_row<0>(voxel(target_, p_.target, z, row, x), p_.target.stride_w, lanes));
+          if (mask != nullptr) {
+            const V m = load_lanes<A, A>(voxel(mask, p_.mask, z, row, x), p_.mask.stride_w,
+                                         lanes.first, lanes.last);
+            pixels.u = m > V{} ? pixels.u : V{};
+            pixels.v = m > V{} ? pixels.v : V{};
+            weight *= m;
+          }
+        }
+        const V u = weight * pixels.u, v = weight * pixels.v;
+        sums[kSquareU] += u * pixels.u;
+        sums[kSquareV] += v * pixels.v;
+        sums[kMeanU] += u;
+        sums[kMeanV] += v;
+      }
+      for (int map = 0; map < kMaps; ++map) strip_[map * rows + i] = sums[map];
+    }
+    if (kept != nullptr) {
+      for (int map = 0; map < kMaps; ++map)
+        copy_rows(strip_ + map * rows + width, kept + map * halo);
+    }
+  }
+
+  template <typename From>
+  SSIM_INLINE static From* voxel(From* of, const Image& image, int64_t z, int64_t y, int64_t x) {
+    return of + z * image.stride_d + y * image.stride_h + x * image.stride_w;
+  }
+
   // the rows that two blocks of rows share
   SSIM_INLINE void copy_rows(const V* from, V* to) const {
-    const int64_t count = taps > 0 ? taps - 1 : layout_.halo;
+    const int64_t count = taps > 0 ? taps - 1 : layout_.halo_y;
 #pragma GCC unroll 16
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
@@ -400,24 +665,27 @@ class Item {
   // moments of the columns [x, x + width), filtered down
   SSIM_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
     if (x + width <= 0 || x >= p_.w) return fill_outside(column);
-    const bool keeps = layout_.pixel_blocks > 0;
-    V* kept = keeps ? pixel_tails_ + column / width * 2 * layout_.halo : nullptr;
-    fill_strip(y - p_.pad, x, kept, keeps && y > first_y_);
-    for (int map = 0; map < 2; ++map) {
+    const int64_t tails = layout_.pixel_maps * layout_.halo_y;
+    V* kept = layout_.pixel_blocks > 0 ? pixel_tails_ + column / width * tails : nullptr;
+    const auto filter_map = [&]<bool kSquared>(int map, int of) {
       V out[width];
-      filter<A, taps, true>(strip_ + map * layout_.rows, window_, p_.taps, out);
-      store_columns(out, moments_.at(kSquareU + map, column));
-    }
-    for (int map = 0; map < 2; ++map) {
-      V out[width];
-      filter<A, taps>(strip_ + map * layout_.rows, window_, p_.taps, out);
-      store_columns(out, moments_.at(kMeanU + map, column));
+      filter<A, taps, kSquared>(strip_ + of * layout_.rows, window_.y, p_.y.taps, out);
+      store_columns(out, moments_.at(map, column));
+    };
+    if constexpr (kGeneral) {
+      fill_products(y - p_.y.pad, x, kept, y == first_y_);
+      for (int map = 0; map < kMaps; ++map) filter_map.template operator()<false>(map, map);
+    } else {
+      fill_strip(y - p_.y.pad, x, kept, y == first_y_);
+      for (int map = 0; map < 2; ++map) filter_map.template operator()<true>(kSquareU + map, map);
+      for (int map = 0; map < 2; ++map) filter_map.template operator()<false>(kMeanU + map, map);
     }
   }
 
   // moments of the zeros beside the image
   SSIM_INLINE void fill_outside(int64_t column) {
-    const Pixels outside = pivots().pixels(V{}, V{});
+    const bool masked = kGeneral && p_.mask.data;
+    const Pixels outside = masked ? Pixels{} : pivots().pixels(V{}, V{});
     const V values[kMaps] = {outside.u * outside.u, outside.v * outside.v, outside.u, outside.v};
     for (int map = 0; map < kMaps; ++map) {
       V* to = moments_.at(map, column);
@@ -453,18 +721,18 @@ class Item {
         __builtin_prefetch(input + row * p.input.stride_h + line * kLine);
         __builtin_prefetch(target + row * p.target.stride_h + line * kLine);
       }
-      if (kGrads > 0 && to_input) __builtin_prefetch(to_input + row * p.grad_input.stride_h, 1);
-      if (kGrads > 1 && to_target) __builtin_prefetch(to_target + row * p.grad_target.stride_h, 1);
+      if (kGrads > 0) __builtin_prefetch(to_input + row * p.grad_input.stride_h, 1);
+      if (kGrads == 2) __builtin_prefetch(to_target + row * p.grad_target.stride_h, 1);
     }
   };
 
   // pixels from column x on, of the rows that the block row at y reads first; a gradient's block
   SSIM_INLINE Ahead ahead_of(int64_t y, int64_t x, int64_t block) const {
-    const int64_t first = y - p_.pad + layout_.halo, grad_x = x0_ + block * width;
+    const int64_t first = y - p_.y.pad + layout_.halo_y, grad_x = x0_ + block * width;
     Ahead ahead{at<const T>(p_.input, first, x), at<const T>(p_.target, first, x), nullptr, nullptr,
                 c_ == 0 ? smaller(p_.input.stride_w, 4) : 1};  // channels side by side share lines
-    if (p_.grad_input.data) ahead.to_input = at<const T>(p_.grad_input, y - p_.pad, grad_x);
-    if (p_.grad_target.data) ahead.to_target = at<const T>(p_.grad_target, y - p_.pad, grad_x);
+    if (kGrads > 0) ahead.to_input = at<const T>(p_.grad_input, y - p_.y.pad, grad_x);
+    if (kGrads == 2) ahead.to_target = at<const T>(p_.grad_target, y - p_.y.pad, grad_x);
     return ahead;
   }
 
@@ -472,25 +740,62 @@ class Item {
   SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead, const Ahead& ahead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
-      filter<A, taps>(moments_.at(map, column), window_, p_.taps, filtered[map]);
+      filter<A, taps>(moments_.at(map, column), window_.x, p_.x.taps, filtered[map]);
     }
-    const V half = splat<A>(A(0.5));
-    const V c1 = splat<A>(static_cast<A>(p_.c1)), c2 = splat<A>(static_cast<A>(p_.c2));
-    const A scale = static_cast<A>(p_.inverse_range);
-    const V pivot_u = splat<A>((pivot_input_ + pivot_target_) * scale);
-    const V pivot_v = splat<A>(pivot_v_ * scale);
-    V weights[width];
-    if (kGrads > 0 && weight_ != nullptr) load_weights(y, x, weights);
+    V weights[width];  // of the derivatives
+    const bool is_weighted = weight_ != nullptr, is_masked = kGeneral && p_.mask.data;
+    if (is_weighted) load_windows(weight_, p_.weight, y, x, weights);
+    V coverage[kGeneral ? width : 1];
+    if constexpr (kGeneral) {
+      if (is_masked) {
+        const A* from = plane<const A>(p_.coverage, n_, c_) + z_ * p_.coverage.stride_d;
+        load_windows(from, p_.coverage, y, x, coverage);
+        for (int map = 0; map < kMaps; ++map) {
+          for (int i = 0; i < width; ++i) filtered[map][i] *= coverage[i];
+        }
+      }
+    }
     const int64_t to = lead + x - first_x_;
     V values[width];
+    formula(filtered, to, ahead, values);
+    if (is_weighted && p_.sums != nullptr) {
+      for (int i = 0; i < width; ++i) values[i] *= weights[i];
+    }
+    if constexpr (kGeneral) {
+      if (is_masked) {
+        for (int i = 0; i < width; ++i) {
+          values[i] = coverage[i] > V{} ? values[i] : V{};
+          weights[i] = is_weighted ? weights[i] * coverage[i] : coverage[i];
+        }
+      }
+    }
+    if constexpr (kGrads > 0) {
+      if (is_weighted || is_masked) weigh_derivatives(to, weights);
+      clear_outside(y, x, to);
+    }
+    if (p_.sums != nullptr) add_up(y, x, values);
+    if (p_.map.data != nullptr) store_map(y, x, values);
+  }
+
+  // the map of one block, and its derivatives, at column `to`
+  SSIM_INLINE void formula(const V (&filtered)[kMaps][width], int64_t to, const Ahead& ahead,
+                           V (&values)[width]) {
+    const Constants<A> constant = constants();
+    if (p_.kind != Kind::ssim) {
+      if constexpr (!kGeneral) {
+        for (int i = 0; i < width; ++i) ahead.prefetch(p_, i);
+      }
+      V* const out[] = {derivatives_.at(0, to), derivatives_.at(1, to), derivatives_.at(2, to),
+                        derivatives_.at(3, to)};
+      return any_kind<A, kGrads>(p_.kind, constant, filtered, out, values);
+    }
     for (int i = 0; i < width; ++i) {
-      ahead.prefetch(p_, i);
-      const Moments<V> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
-                         filtered[kSquareV][i]};
-      const Terms<V> t = terms<V>(m, pivot_u, pivot_v, c1, c2, half);
+      if constexpr (!kGeneral) ahead.prefetch(p_, i);
+      const Moments<V> m = moments<A>(filtered, i);
+      const Terms<V> t = constant.terms_of(m);
       values[i] = delta<V>(t);
       if constexpr (kGrads > 0) {
-        Derivatives<V> d = derivatives<V>(t, m, half);
+        Derivatives<V> d = derivatives<V>(t, m, constant.half);
         if constexpr (kGrads == 1) d.mean_u += d.mean_v;
         *derivatives_.at(kSquareU, to + i) = d.square_u;
         *derivatives_.at(kSquareV, to + i) = d.square_v;
@@ -498,12 +803,12 @@ class Item {
         if constexpr (kGrads == 2) *derivatives_.at(kMeanV, to + i) = d.mean_v;
       }
     }
-    if constexpr (kGrads > 0) {
-      if (weight_ != nullptr) weigh_derivatives(to, weights);
-      clear_outside(y, x, to);
-    }
-    if (p_.sums != nullptr) add_up(y, x, values);
-    if (p_.map.data != nullptr) store_map(y, x, values);
+  }
+
+  SSIM_INLINE Constants<A> constants() const {
+    const A scale = static_cast<A>(p_.inverse_range);
+    return {splat<A>((pivot_input_ + pivot_target_) * scale), splat<A>(pivot_v_ * scale),
+            splat<A>(static_cast<A>(p_.c1)), splat<A>(static_cast<A>(p_.c2)), splat<A>(A(0.5))};
   }
 
   // adds this item's own windows to its sums
@@ -522,28 +827,34 @@ class Item {
   }
 
   SSIM_INLINE void store_map(int64_t y, int64_t x, V (&values)[width]) const {
+    using Out = typename MapOf<T>::type;
     transpose<A>(values);
-    T* map = plane<T>(p_.map, n_, c_);
+    Out* map = plane<Out>(p_.map, n_, c_) + z_ * p_.map.stride_d;
     for (int64_t i = 0; i < smaller(width, y1_ - y); ++i) {
-      store_lanes<T, A>(values[i], map + (y + i) * p_.map.stride_h + x * p_.map.stride_w,
-                        p_.map.stride_w, last_x_ - x);
+      store_lanes<Out, A>(values[i], map + (y + i) * p_.map.stride_h + x * p_.map.stride_w,
+                          p_.map.stride_w, last_x_ - x);
     }
+  }
+
+  // one number for each window of a block, transposed as the moments are; what it is outside the
+  // map does not matter
+  SSIM_INLINE void load_windows(const A* from, const Image& image, int64_t y, int64_t x,
+                                V (&out)[width]) const {
+    if (image.stride_h == 0 && image.stride_w == 0) {  // one number for the plane
+      for (int i = 0; i < width; ++i) out[i] = splat<A>(*from);
+      return;
+    }
+    for (int i = 0; i < width; ++i) {
+      out[i] = V{};
+      if (y + i < last_y_) {
+        out[i] = load_lanes<A, A>(from + (y + i) * image.stride_h + x * image.stride_w,
+                                  image.stride_w, 0, smaller(width, last_x_ - x));
+      }
+    }
+    transpose<A>(out);
   }
 
   // ---- derivatives ----
-
-  // the block's weights, transposed as the moments are; zero outside the map
-  SSIM_INLINE void load_weights(int64_t y, int64_t x, V (&weights)[width]) const {
-    for (int i = 0; i < width; ++i) {
-      weights[i] = V{};
-      if (y + i < last_y_) {
-        weights[i] =
-            load_lanes<A, A>(weight_ + (y + i) * p_.weight.stride_h + x * p_.weight.stride_w,
-                             p_.weight.stride_w, 0, smaller(width, last_x_ - x));
-      }
-    }
-    transpose<A>(weights);
-  }
 
   SSIM_INLINE void weigh_derivatives(int64_t column, const V (&weights)[width]) {
     for (int map = 0; map < kDerivatives; ++map) {
@@ -578,7 +889,7 @@ class Item {
   // the blocks whose windows reach beyond the last of the `made` columns
   SSIM_INLINE void finish_row(int64_t y, int64_t next_block, int64_t made) {
     for (; x0_ + next_block * width < x1_; ++next_block) {
-      const int64_t needed = (next_block + 1) * width + layout_.halo;
+      const int64_t needed = (next_block + 1) * width + layout_.halo_x;
       derivatives_.make_room(next_block * width, made, needed);
       zero_derivatives(made, needed);
       made = larger(made, needed);
@@ -596,31 +907,39 @@ class Item {
     V filtered[kMaps][width];
     for (int map = 0; map < kDerivatives; ++map) {
       V* rows = strip_ + map * layout_.rows;
-      V* kept = derivative_tails_ + (block * kMaps + map) * layout_.halo;
+      V* kept = derivative_tails_ + (block * kMaps + map) * layout_.halo_y;
       if (y > first_y_) {
         copy_rows(kept, rows);
       } else {
-        for (int64_t i = 0; i < layout_.halo; ++i) rows[i] = V{};
+        for (int64_t i = 0; i < layout_.halo_y; ++i) rows[i] = V{};
       }
       if (y < last_y_) {
         V out[width];
-        filter<A, taps>(derivatives_.at(map, block * width), window_, p_.taps, out);
-        store_columns(out, rows + layout_.halo);
+        filter<A, taps>(derivatives_.at(map, block * width), window_.x, p_.x.taps, out);
+        store_columns(out, rows + layout_.halo_y);
       } else {  // below the map
-        for (int i = 0; i < width; ++i) rows[layout_.halo + i] = V{};
+        for (int i = 0; i < width; ++i) rows[layout_.halo_y + i] = V{};
       }
-      filter<A, taps>(rows, window_, p_.taps, filtered[map]);
+      filter<A, taps>(rows, window_.y, p_.y.taps, filtered[map]);
       copy_rows(rows + width, kept);
     }
     const int64_t x = x0_ + block * width;
+    y -= p_.y.pad;
+    if constexpr (kGeneral) {
+      if (p_.adjoint != nullptr) return store_adjoint(y, x, filtered);
+    }
     const Lanes lanes = lanes_in_image(x);
     const int stride = x + width <= x1_ ? whole_stride(lanes) : 0;
-    if (stride == 1) {
-      combine<1>(y - p_.pad, x, lanes, filtered);
-    } else if (stride == kChannels) {
-      combine<kChannels>(y - p_.pad, x, lanes, filtered);
-    } else {
-      combine<0>(y - p_.pad, x, lanes, filtered);
+    with_stride(stride,
+                [&]<int kStride>() SSIM_FORCE_INLINE { combine<kStride>(y, x, lanes, filtered); });
+  }
+
+  SSIM_INLINE void store_adjoint(int64_t y, int64_t x, const V (&filtered)[kMaps][width]) const {
+    for (int map = 0; map < kDerivatives; ++map) {
+      A* to = adjoint(z_, map);
+      for (int64_t i = larger(y0_ - y, 0); i < smaller(y1_ - y, width); ++i) {
+        store_lanes<A, A>(filtered[map][i], to + (y + i) * p_.w + x, 1, x1_ - x);
+      }
     }
   }
 
@@ -631,21 +950,37 @@ class Item {
     const int64_t from = larger(y0_ - y, 0), to = smaller(y1_ - y, width);
     const T* a = at<const T>(p_.input, y + from, x);
     const T* b = at<const T>(p_.target, y + from, x);
-    T* to_input = p_.grad_input.data ? at<T>(p_.grad_input, y + from, x) : nullptr;
-    T* to_target = p_.grad_target.data ? at<T>(p_.grad_target, y + from, x) : nullptr;
+    T* to_input = at<T>(p_.grad_input, y + from, x);
+    T* to_target = kGrads == 2 ? at<T>(p_.grad_target, y + from, x) : nullptr;
+    const V square = splat<A>(static_cast<A>(p_.grad_square));
+    const V absolute = splat<A>(static_cast<A>(p_.grad_absolute));
     for (int64_t i = from; i < to; ++i) {
-      const auto [u, v] = taken.pixels(load_row<kStride>(a, p_.input.stride_w, lanes),
-                                       load_row<kStride>(b, p_.target.stride_w, lanes));
+      const V pixel_a = load_row<kStride>(a, p_.input.stride_w, lanes);
+      const V pixel_b = load_row<kStride>(b, p_.target.stride_w, lanes);
+      const auto [u, v] = taken.pixels(pixel_a, pixel_b);
       a += p_.input.stride_h;
       b += p_.target.stride_h;
       const V from_u = filtered[kMeanU][i] + u * filtered[kSquareU][i];
       const V from_v = v * filtered[kSquareV][i] + (kGrads == 2 ? filtered[kMeanV][i] : V{});
-      if (kGrads == 1 || to_input != nullptr) {
-        store_row<kStride>((from_u + from_v) * scale, to_input, p_.grad_input.stride_w, x);
-        to_input += p_.grad_input.stride_h;
+      V for_input = (from_u + from_v) * scale, for_target = (from_u - from_v) * scale;
+      if (p_.wants_differences) {
+        const V difference = pixel_a - pixel_b, zero{};
+        const V slope = difference > zero ? absolute : (difference < zero ? -absolute : zero);
+        for_input += square * difference + slope;
+        for_target -= square * difference + slope;
       }
-      if (kGrads == 2 && to_target != nullptr) {
-        store_row<kStride>((from_u - from_v) * scale, to_target, p_.grad_target.stride_w, x);
+      if constexpr (kGeneral) {
+        if (p_.mask.data != nullptr) {
+          const V m = load_lanes<A, A>(at<const A>(p_.mask, y + i, x), p_.mask.stride_w,
+                                       lanes.first, lanes.last);
+          for_input = m > V{} ? m * for_input : V{};
+          for_target = m > V{} ? m * for_target : V{};
+        }
+      }
+      store_row<kStride>(for_input, to_input, p_.grad_input.stride_w, x);
+      to_input += p_.grad_input.stride_h;
+      if constexpr (kGrads == 2) {
+        store_row<kStride>(for_target, to_target, p_.grad_target.stride_w, x);
         to_target += p_.grad_target.stride_h;
       }
     }
@@ -653,7 +988,7 @@ class Item {
 
   template <typename To>
   SSIM_INLINE To* at(const Image& image, int64_t y, int64_t x) const {
-    return plane<To>(image, n_, c_) + y * image.stride_h + x * image.stride_w;
+    return plane<To>(image, n_, c_) + z_ * image.stride_d + y * image.stride_h + x * image.stride_w;
   }
 
   template <int kStride>
@@ -668,72 +1003,138 @@ class Item {
 
 constexpr int64_t kAlign = 64;
 
-template <typename T>
+template <typename A>
 int64_t window_bytes(const Problem& p) {
-  using A = typename Accumulate<T>::type;
-  return round_up(p.taps * static_cast<int64_t>(sizeof(A)), kAlign);
+  return round_up((p.z.taps + p.y.taps + p.x.taps) * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
-template <typename T, int taps, int kGrads>
-void run_items(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+template <typename A>
+Windows<A> copy_windows(const Problem& p, void* scratch) {
+  A* next = static_cast<A*>(scratch);
+  const auto copy = [&next](const Window& window) {
+    A* to = next;
+    for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k]);
+    next += window.taps;
+    return to;
+  };
+  const A *z = copy(p.z), *y = copy(p.y), *x = copy(p.x);
+  return {z, y, x};
+}
+
+struct Range {
+  int64_t begin, end;
+  void* scratch;
+};
+
+template <typename T, int taps, int kGrads, bool kGeneral>
+void run_items(const Problem& p, Range range) {
   using A = typename Accumulate<T>::type;
-  A* window = static_cast<A*>(scratch);
-  for (int64_t k = 0; k < p.taps; ++k) window[k] = static_cast<A>(p.window[k]);
-  void* buffers = static_cast<char*>(scratch) + window_bytes<T>(p);
-  Item<T, taps, kGrads> items[Problem::kMaxTogether] = {{p, window, buffers, 0},
-                                                        {p, window, buffers, 1},
-                                                        {p, window, buffers, 2},
-                                                        {p, window, buffers, 3}};
-  for (int64_t first = begin; first < end; first += p.together) {
-    for (int64_t i = 0; i < p.together; ++i) items[i].locate(first + i);
+  const Windows<A> window = copy_windows<A>(p, range.scratch);
+  void* buffers = static_cast<char*>(range.scratch) + window_bytes<A>(p);
+  Item<T, taps, kGrads, kGeneral> items[Problem::kMaxTogether] = {{p, window, buffers, 0},
+                                                                  {p, window, buffers, 1},
+                                                                  {p, window, buffers, 2},
+                                                                  {p, window, buffers, 3}};
+  const bool pools = p.pooled_input.data != nullptr;
+  for (int64_t first = range.begin; first < range.end; first += p.together) {
+    for (int64_t i = 0; i < p.together; ++i) items[i].locate(first + i, p.out_d);
     for (int64_t y = items[0].first_y(); y < items[0].end_y(); y += Simd<A>::width) {
-      for (int64_t i = 0; i < p.together; ++i) items[i].block_row(y);
+      for (int64_t i = 0; i < p.together; ++i) {
+        items[i].block_row(y);
+        if (pools) items[i].pool_block_row(y);
+      }
     }
     if (p.sums == nullptr) continue;
-    for (int64_t i = 0; i < p.together; ++i) items[i].store_sum(first + i);
+    for (int64_t i = 0; i < p.together; ++i) items[i].store_sums(first + i);
   }
 }
 
-template <typename T, int taps>
-void run_taps(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  if (!p.wants_grad()) return run_items<T, taps, 0>(p, begin, end, scratch);
-  if (p.grad_target.data == nullptr) return run_items<T, taps, 1>(p, begin, end, scratch);
-  run_items<T, taps, 2>(p, begin, end, scratch);
+template <typename T, int taps, bool kGeneral>
+void run_grads(const Problem& p, Range range) {
+  if constexpr (sizeof(typename MapOf<T>::type) == sizeof(T)) {  // not for whole numbers
+    if (p.grad_target.data != nullptr) return run_items<T, taps, 2, kGeneral>(p, range);
+    if (p.grad_input.data != nullptr) return run_items<T, taps, 1, kGeneral>(p, range);
+  }
+  run_items<T, taps, 0, kGeneral>(p, range);
 }
 
+constexpr int kFastTaps = 11;
+
+// Which of them there are: windows of 11 taps in every type, all else in float and double, to which
+// other types are converted before (ssim_fused/_ops.py).
 template <typename T>
-void run_typed(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  if (p.taps == 11) return run_taps<T, 11>(p, begin, end, scratch);
-  run_taps<T, 0>(p, begin, end, scratch);
+void run_typed(const Problem& p, Range range) {
+  using A = typename Accumulate<T>::type;
+  const bool fast = p.y.taps == kFastTaps && p.x.taps == kFastTaps;
+  if (fast && !p.is_general()) return run_grads<T, kFastTaps, false>(p, range);
+  if constexpr (std::is_same_v<T, A>) {
+    if (!p.is_general()) return run_grads<T, 0, false>(p, range);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (fast) return run_grads<T, kFastTaps, true>(p, range);
+    }
+    run_grads<T, 0, true>(p, range);
+  }
+}
+
+// calls run.operator()<T>() with the type of the images
+template <typename Run>
+void with_type(Dtype dtype, Run&& run) {
+  switch (dtype) {
+    case Dtype::float32:
+      return run.template operator()<float>();
+    case Dtype::float64:
+      return run.template operator()<double>();
+    case Dtype::float16:
+      return run.template operator()<float16>();
+    case Dtype::bfloat16:
+      return run.template operator()<bfloat16>();
+    case Dtype::uint8:
+      return run.template operator()<uint8>();
+    case Dtype::uint16:
+      return run.template operator()<uint16>();
+  }
 }
 
 void run(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  switch (p.dtype) {
-    case Dtype::float32:
-      return run_typed<float>(p, begin, end, scratch);
-    case Dtype::float64:
-      return run_typed<double>(p, begin, end, scratch);
-    case Dtype::float16:
-      return run_typed<float16>(p, begin, end, scratch);
-    case Dtype::bfloat16:
-      return run_typed<bfloat16>(p, begin, end, scratch);
+  with_type(p.dtype, [&]<typename T>() { run_typed<T>(p, {begin, end, scratch}); });
+}
+
+template <typename T, int kGrads>
+void run_items_along_z(const Problem& p, Range range) {
+  const Windows<T> window = copy_windows<T>(p, range.scratch);
+  void* buffers = static_cast<char*>(range.scratch) + window_bytes<T>(p);
+  Item<T, 0, kGrads, true> item{p, window, buffers, 0};
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    item.locate(i, p.d);
+    item.filter_along_z();
   }
 }
 
-template <typename T>
-int64_t scratch_bytes_of(const Problem& p) {
-  const Layout<typename Accumulate<T>::type> layout(p);
-  return window_bytes<T>(p) + (layout.shared() + p.together * layout.tails()) * kVectorBytes;
+void run_along_z(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+  const Range range{begin, end, scratch};
+  with_type(p.dtype, [&]<typename T>() {
+    if constexpr (std::is_same_v<T, typename Accumulate<T>::type>) {
+      if (p.grad_target.data != nullptr) return run_items_along_z<T, 2>(p, range);
+      run_items_along_z<T, 1>(p, range);
+    }
+  });
 }
 
 int64_t scratch_bytes(const Problem& p) {
-  return p.dtype == Dtype::float64 ? scratch_bytes_of<double>(p) : scratch_bytes_of<float>(p);
+  const auto bytes = [&]<typename A>() {
+    const Layout<A> layout(p);
+    return window_bytes<A>(p) + (layout.shared() + p.together * layout.tails()) * kVectorBytes;
+  };
+  return p.dtype == Dtype::float64 ? bytes.template operator()<double>()
+                                   : bytes.template operator()<float>();
 }
 
 }  // namespace
 
 namespace ssim_fused {
 
-Kernel SSIM_CONCAT(kernel_, SSIM_ISA)() { return {SSIM_STRING(SSIM_ISA), scratch_bytes, run}; }
+Kernel SSIM_CONCAT(kernel_, SSIM_ISA)() {
+  return {SSIM_STRING(SSIM_ISA), scratch_bytes, run, run_along_z};
+}
 
 }  // namespace ssim_fused

@@ -14,9 +14,10 @@ constexpr int kMostShared = 48 * 1024;  // bytes that a block of any architectur
 
 // How a block's work is laid out over its threads, known to the compiler.
 enum class Layout {
-  streaming,  // 11 taps: a thread goes down a column, earlier rows in its registers
-  tile,  // 11 taps: a tile in one step, for small pictures: many threads with little to do each
-  any,   // any taps, any type: a thread goes down a column, earlier rows read again
+  streaming,  // 11 taps along both axes: a thread goes down a column, earlier rows in its registers
+  tile,       // 11 taps along both axes: a tile in one step, for small pictures: many threads with
+              // little to do each
+  any,        // any taps, any type: a thread goes down a column, earlier rows read again
 };
 
 SSIM_HOST_DEVICE constexpr int most_threads(Layout layout) {
@@ -79,7 +80,8 @@ struct Divider {
 struct Geometry {
   Layout layout;
   int n, c, h, w, out_h, out_w;
-  int taps, pad;      // pad: zeros in front of each row and column, (taps - 1) / 2 or 0
+  int taps_y, taps_x;
+  int pad_y, pad_x;   // zeros in front of each column and row, (taps - 1) / 2 or 0
   int word_bytes;     // of the arithmetic: 4 or 8
   int tiles, tile_w;  // columns of the gradient (of the map, for a value) that a block makes
   int bands, band_h;  // rows
@@ -99,7 +101,8 @@ struct Geometry {
   int moments_row, derivatives_row, across_row;
   int moments, derivatives, history, partials, sums, pivots;
 
-  SSIM_HOST_DEVICE int halo() const { return taps - 1; }
+  SSIM_HOST_DEVICE int halo_y() const { return taps_y - 1; }
+  SSIM_HOST_DEVICE int halo_x() const { return taps_x - 1; }
   SSIM_HOST_DEVICE int rows() const { return planes * step; }
   SSIM_HOST_DEVICE int groups() const { return step / rows_each(layout); }
   SSIM_HOST_DEVICE int shared_words() const {
@@ -130,11 +133,11 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   const int run = windows_each(g.layout);
   g.tile_w = ((gradient ? g.w : g.out_w) + g.tiles - 1) / g.tiles;
   g.band_h = ((gradient ? g.h : g.out_h) + g.bands - 1) / g.bands;
-  const int windows = gradient ? g.tile_w + g.halo() : g.tile_w;
-  const int band_windows = least(gradient ? g.band_h + g.halo() : g.band_h, g.out_h);
+  const int windows = gradient ? g.tile_w + g.halo_x() : g.tile_w;
+  const int band_windows = least(gradient ? g.band_h + g.halo_y() : g.band_h, g.out_h);
   const int each = rows_each(g.layout);
   g.step = g.layout == Layout::tile ? round_up(band_windows, each) : each;
-  g.columns = least(windows + g.halo(), g.w);
+  g.columns = least(windows + g.halo_x(), g.w);
   // windows outside the map are left out
   g.runs = least((windows + run - 1) / run, (g.out_w + run - 1) / run + (run > 1));
   g.gradient_runs = (g.tile_w + kRun - 1) / kRun;
@@ -142,9 +145,9 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   g.by_runs.set(g.runs);
   g.by_gradient_runs.set(g.gradient_runs);
   g.by_tile_w.set(g.tile_w);
-  g.across_rows = g.layout == Layout::tile ? g.band_h + g.halo() : g.step;
+  g.across_rows = g.layout == Layout::tile ? g.band_h + g.halo_y() : g.step;
   if (g.layout == Layout::any) {
-    const int reach = round_up_4(g.halo());
+    const int reach = round_up_4(g.halo_x());
     g.moments_row = round_up_4(windows) + reach;
     g.derivatives_row = most(round_up_4(windows), kRun * g.gradient_runs + reach);
     g.across_row = kRun * g.gradient_runs;
@@ -156,7 +159,7 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   const int owners = g.planes * g.groups() * g.columns, takers = g.rows() * g.runs;
   int wanted = most(owners, takers);
   if (g.layout == Layout::tile) {
-    const int pixel_rows = g.step + g.halo();
+    const int pixel_rows = g.step + g.halo_y();
     wanted = most(owners, g.columns * ((pixel_rows + kLoads - 1) / kLoads));
   }
   g.threads = least(round_up(wanted, 32), most_threads(g.layout));
@@ -166,9 +169,9 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
   g.moments = most(g.moments, 2 * g.threads);
   g.derivatives = maps * g.rows() * g.derivatives_row;
   if (g.layout == Layout::tile) {  // the pixels were there before
-    g.derivatives = most(g.derivatives, 2 * g.planes * (g.step + g.halo()) * g.moments_row);
+    g.derivatives = most(g.derivatives, 2 * g.planes * (g.step + g.halo_y()) * g.moments_row);
   }
-  g.history = g.layout == Layout::any ? round_up_4(maps * g.halo() * g.planes * g.tile_w) : 0;
+  g.history = g.layout == Layout::any ? round_up_4(maps * g.halo_y() * g.planes * g.tile_w) : 0;
   g.partials = round_up_4(g.rows() * g.runs);
   g.sums = kLanes * g.planes;
   g.pivots = kPivotWords * g.planes + kFlagWords;
@@ -199,17 +202,22 @@ inline double cost(const Geometry& g, int maps, int multiprocessors) {
   const int at_once = most(1, least(shared, room));
   const Int64 share = (g.blocks + multiprocessors - 1) / multiprocessors;
   const Int64 waves = (share + at_once - 1) / at_once;
-  const int rows = least(g.band_h + (maps > 0 ? g.halo() : 0), g.out_h);
+  const int rows = least(g.band_h + (maps > 0 ? g.halo_y() : 0), g.out_h);
   const double steps = tile ? 1 : (rows + g.step - 1) / g.step;
   constexpr double kStart = 400;  // prologue and sums
   return static_cast<double>(share) * (steps * issued + kStart / 8) +
          static_cast<double>(waves) * (steps * path + kStart);
 }
 
+// do the layouts whose number of taps the compiler knows serve?
+constexpr bool serves_fast(int taps_y, int taps_x, int word_bytes) {
+  return taps_y == kFastTaps && taps_x == kFastTaps && word_bytes == 4;
+}
+
 // can a block of this geometry run?
 inline bool fits(const Geometry& g) {
   const bool fast = g.layout != Layout::any;
-  if (fast && (g.taps != kFastTaps || g.word_bytes != 4)) return false;
+  if (fast && !serves_fast(g.taps_y, g.taps_x, g.word_bytes)) return false;
   if (fast && g.tile_w > most_columns(g.layout)) return false;
   if (g.layout == Layout::streaming && g.planes > 1) return false;
   const int owners = g.planes * g.groups() * g.columns;
@@ -219,8 +227,8 @@ inline bool fits(const Geometry& g) {
 
 // The cut with the least cost, for images of n x c planes; blocks is 0 where none fits (a window of
 // more than kMostTaps). Depends on the shape and the device alone, so sums do, too.
-inline Geometry choose_geometry(int n, int c, int h, int w, int taps, bool valid, Task task,
-                                int word_bytes, int multiprocessors) {
+inline Geometry choose_geometry(int n, int c, int h, int w, int taps_y, int taps_x, bool valid,
+                                Task task, int word_bytes, int multiprocessors) {
   Geometry best{};
   double least_cost = 0;
   Geometry g{};
@@ -228,16 +236,18 @@ inline Geometry choose_geometry(int n, int c, int h, int w, int taps, bool valid
   g.c = c;
   g.h = h;
   g.w = w;
-  g.taps = taps;
+  g.taps_y = taps_y;
+  g.taps_x = taps_x;
   g.word_bytes = word_bytes;
-  g.pad = valid ? 0 : (taps - 1) / 2;
-  g.out_h = h + 2 * g.pad - taps + 1;
-  g.out_w = w + 2 * g.pad - taps + 1;
+  g.pad_y = valid ? 0 : g.halo_y() / 2;
+  g.pad_x = valid ? 0 : g.halo_x() / 2;
+  g.out_h = h + 2 * g.pad_y - g.halo_y();
+  g.out_w = w + 2 * g.pad_x - g.halo_x();
   const Int64 planes = Int64(n) * c;
-  if (taps > kMostTaps || planes > 0x7fffffff) return best;
+  if (most(taps_y, taps_x) > kMostTaps || planes > 0x7fffffff) return best;
   const int maps = derivative_maps(task);
   const int height = maps > 0 ? h : g.out_h, width = maps > 0 ? w : g.out_w;
-  const bool fast = taps == kFastTaps && word_bytes == 4;
+  const bool fast = serves_fast(taps_y, taps_x, word_bytes);
   constexpr Layout kLayouts[] = {Layout::streaming, Layout::tile, Layout::any};
   for (Layout layout : kLayouts) {
     if ((layout != Layout::any) != fast) continue;

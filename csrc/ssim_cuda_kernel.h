@@ -37,6 +37,11 @@
 // Sums: one for each plane, band and tile (a part), added up in a fixed order by the block that
 // finishes last, so a scalar loss and its gradient are one launch; parts are counted, no sum is
 // atomic. Offsets are 64-bit.
+//
+// What only some calls ask for is compiled apart, so that the plain loss does not carry it: other
+// maps than 1 - SSIM, weights of the windows in a sum, and the sums of (x - y)^2 and |x - y| (the
+// terms) with their gradients. A block adds the terms of its own pixels, which it reads once more,
+// from a cache: for a gradient where it is combined with u and v, for a value after each step.
 #pragma once
 
 #include "dtypes.h"
@@ -58,33 +63,101 @@ struct Problem {
   Geometry g;
   const void* input;
   const void* target;
-  const A* weight;  // [N, C, OH, OW], is_weighted tasks
+  const A* weight;  // [N, C, OH, OW]: is_weighted tasks; sums where it is not null
   void* map;        // [N, C, OH, OW], contiguous
   void* grad_input;
   void* grad_target;
   A* parts;           // [N, C, bands, tiles]: sums of 1 - SSIM
-  A* value;           // value_scale * all of them; null where they are added up later
+  A* term_parts;      // [2, blocks]: sums of (x - y)^2, of |x - y|; null without terms
+  A* value;           // value_scale * all parts + the weighted terms; null: added up later
+  A* terms;           // [3]: term_scale * the parts, the squares and the distances
   unsigned* arrived;  // parts that are there: 0 before a launch, and again after it
   double value_scale;
+  double term_scale[3], term_weight[3];  // value = sum of term_weight * terms, see set_terms
   Int64 input_stride[4], target_stride[4], weight_stride[4];
   Int64 grad_input_stride[4], grad_target_stride[4];
   A c1, c2, inverse_range, grad_scale;
-  A window[kMostTaps];
+  A grad_square, grad_distance;  // gradient of the value by x: times x - y, times its sign
+  Kind kind;
+  A window_y[kMostTaps], window_x[kMostTaps];
+
+  // what every kernel can do
+  SSIM_HOST_DEVICE bool is_plain() const {
+    return kind == Kind::ssim && weight == nullptr && term_parts == nullptr;
+  }
 };
+
+// a sum and what rounding took from it
+template <typename A>
+struct ExactSum {
+  A sum, rest;
+
+  SSIM_HOST_DEVICE void add(A x) {
+    const A before = sum;
+    sum = before + x;
+    const A added = sum - before;
+    rest += (before - (sum - added)) + (x - added);
+  }
+};
+
+// of a block that adds up one value
+constexpr int kReduceThreads = 128;
 
 #if !defined(__CUDACC_RTC__)
 
-// Calls launch.operator()<kLayout, kTask>() with the kernel that serves a task.
-template <typename T, typename Launch>
-void dispatch(Task task, const Geometry& g, Launch&& launch) {
-  const auto with_layout = [&]<Task kTask>() {
-    if constexpr (sizeof(T) < 8) {
-      if (g.layout == Layout::streaming) {
-        return launch.template operator()<Layout::streaming, kTask>();
-      }
-      if (g.layout == Layout::tile) return launch.template operator()<Layout::tile, kTask>();
+// Adds terms to a mean. `weight`: of the mean of the map, of (x - y)^2 and of |x - y|; the gradient
+// is that of the value, `multiplied`.
+template <typename A>
+void set_terms(Problem<A>& p, const double* weight, double multiplied, A* parts, A* terms) {
+  const double planes = static_cast<double>(p.g.n) * p.g.c;
+  const double windows = planes * p.g.out_h * p.g.out_w, pixels = planes * p.g.h * p.g.w;
+  p.term_parts = parts;
+  p.terms = terms;
+  for (int i = 0; i < 3; ++i) {
+    p.term_weight[i] = weight[i];
+    p.term_scale[i] = i == 0 ? 1 / windows : 1 / pixels;
+  }
+  p.grad_scale = static_cast<A>(multiplied * weight[0] / windows);
+  p.grad_square = static_cast<A>(multiplied * 2 * weight[1] / pixels);
+  p.grad_distance = static_cast<A>(multiplied * weight[2] / pixels);
+}
+
+// whole numbers: values and maps only
+template <typename T>
+constexpr bool kHasGradient = true;
+template <>
+constexpr bool kHasGradient<uint8> = false;
+template <>
+constexpr bool kHasGradient<uint16> = false;
+
+// Is a kernel without the rest compiled too? Not where it would hardly be faster, nor for tasks
+// that sum nothing: they have no more than the kind to look at.
+template <typename T>
+constexpr bool has_plain(Layout layout, Task task) {
+  return makes_sums(task) && layout != Layout::any && kHasGradient<T>;
+}
+
+// Calls launch.operator()<kLayout, kTask, kExtra>() with the kernel that serves a problem.
+template <typename T, typename A, typename Launch>
+void dispatch(Task task, const Problem<A>& p, Launch&& launch) {
+  const auto with_extra = [&]<Layout kLayout, Task kTask>() {
+    if constexpr (has_plain<T>(kLayout, kTask)) {
+      if (p.is_plain()) return launch.template operator()<kLayout, kTask, false>();
     }
-    launch.template operator()<Layout::any, kTask>();
+    launch.template operator()<kLayout, kTask, true>();
+  };
+  const auto with_layout = [&]<Task kTask>() {
+    if constexpr (kHasGradient<T> || derivative_maps(kTask) == 0) {
+      if constexpr (sizeof(T) < 8) {
+        if (p.g.layout == Layout::streaming) {
+          return with_extra.template operator()<Layout::streaming, kTask>();
+        }
+        if (p.g.layout == Layout::tile) {
+          return with_extra.template operator()<Layout::tile, kTask>();
+        }
+      }
+      with_extra.template operator()<Layout::any, kTask>();
+    }
   };
   switch (task) {
     case Task::value:
@@ -118,23 +191,9 @@ SSIM_DEVICE int quotient(int item, const Divider& divider) {
   return static_cast<int>(divider.magic == 0 ? of : __umulhi(of, divider.magic));
 }
 
-// a sum and what rounding took from it
+// the sum of parts[0, count), for thread 0: by all threads of a block, in a fixed order
 template <typename A>
-struct ExactSum {
-  A sum, rest;
-
-  SSIM_DEVICE void add(A x) {
-    const A before = sum;
-    sum = before + x;
-    const A added = sum - before;
-    rest += (before - (sum - added)) + (x - added);
-  }
-};
-
-// out = scale * sum of parts[0, count): by all threads of a block, in a fixed order
-template <typename A>
-SSIM_DEVICE void sum_parts(const A* parts, Int64 count, double scale, A* out, ExactSum<A>* sums,
-                           int threads) {
+SSIM_DEVICE double sum_parts(const A* parts, Int64 count, ExactSum<A>* sums, int threads) {
   const int thread = static_cast<int>(threadIdx.x);
   ExactSum<A> mine{A(0), A(0)};
   for (Int64 i = thread; i < count; i += threads) mine.add(parts[i]);
@@ -152,22 +211,23 @@ SSIM_DEVICE void sum_parts(const A* parts, Int64 count, double scale, A* out, Ex
     __syncthreads();
     left = quarter;
   }
-  if (thread == 0) {
-    *out = static_cast<A>(scale * (static_cast<double>(mine.sum) + static_cast<double>(mine.rest)));
-  }
+  return static_cast<double>(mine.sum) + static_cast<double>(mine.rest);
 }
 
-template <typename T, Layout kLayout, Task kTask>
+template <typename T, Layout kLayout, Task kTask, bool kExtra>
 class Block {
   using A = typename Accumulate<T>::type;
+  using Stored = typename MapOf<T>::type;
   static constexpr bool kStreams = kLayout == Layout::streaming;
   static constexpr bool kIsTile = kLayout == Layout::tile;
   static constexpr int kTaps = kLayout == Layout::any ? 0 : kFastTaps;
   static constexpr int kRows = rows_each(kLayout);
   static constexpr int kWindows = windows_each(kLayout);
   static constexpr int kGradientRows = gradient_rows_each(kLayout);
+  static constexpr int kTermRows = least(kGradientRows, 2);  // read at once: registers are few
   static constexpr int kMaps = derivative_maps(kTask);
   static constexpr bool kBoth = kMaps == 4;
+  static constexpr bool kSums = makes_sums(kTask);
   static constexpr int kHalo = kTaps > 0 ? kTaps - 1 : 0;
   static constexpr int kReads = kRows + kHalo;  // rows of a column that a thread needs
   enum { kMeanU, kMeanV, kSquareU, kSquareV };
@@ -177,6 +237,20 @@ class Block {
     const T *input, *target;  // row 0
     T *grad_input, *grad_target;
     A pivot_input, pivot_target, pivot_v;
+  };
+
+  // sums of (x - y)^2 and |x - y|
+  struct TermSums {
+    A squares, distances;
+
+    SSIM_DEVICE void add(A difference) {
+      squares += difference * difference;
+      distances += difference < A(0) ? -difference : difference;
+    }
+    SSIM_DEVICE void add(const TermSums& other) {
+      squares += other.squares;
+      distances += other.distances;
+    }
   };
 
   const Problem<A>& p_;
@@ -199,6 +273,7 @@ class Block {
   Column column_;
   A u_[kStreams ? kReads : 1], v_[kStreams ? kReads : 1];
   A kept_[kStreams && kMaps > 0 ? kMaps : 1][kStreams && kMaps > 0 ? kHalo : 1];
+  TermSums term_sums_;  // this thread's; each step's apart first, as all at once would round more
 
  public:
   SSIM_DEVICE Block(const Problem<A>& p, unsigned char* shared) : p_(p), g_(p.g) {
@@ -215,7 +290,7 @@ class Block {
     locate();
     prepare();
     __syncthreads();
-    const int end = kMaps > 0 && !kIsTile ? y1_ + g_.pad : last_y_;
+    const int end = kMaps > 0 && !kIsTile ? y1_ + g_.pad_y : last_y_;
     for (int y = first_y_; y < end; y += step()) {
       filter_pixels_down(y);
       if (y < last_y_) {  // below, derivatives are zero
@@ -231,11 +306,15 @@ class Block {
         filter_derivatives_down(y);
         __syncthreads();
       }
+      if constexpr (kMaps == 0) {
+        if (has_terms()) add_own_pixels(y);
+      }
     }
-    if constexpr (makes_sums(kTask)) add_up();
-    // a tile's one step ends here, while the sums are on their way
-    if constexpr (kMaps > 0 && kIsTile) filter_derivatives_down(first_y_);
-    if constexpr (makes_sums(kTask)) finish_value();
+    // a tile's one step ends here, while the sums are on their way; but terms come from it
+    if constexpr (kMaps > 0 && kIsTile && kExtra) filter_derivatives_down(first_y_);
+    if constexpr (kSums) add_up();
+    if constexpr (kMaps > 0 && kIsTile && !kExtra) filter_derivatives_down(first_y_);
+    if constexpr (kSums) finish_value();
   }
 
  private:
@@ -249,8 +328,16 @@ class Block {
     return kTaps > 0 ? fast_derivatives_row(kLayout) : g_.derivatives_row;
   }
   SSIM_DEVICE int across_row() const { return kTaps > 0 ? most_columns(kLayout) : g_.across_row; }
-  SSIM_DEVICE int halo() const { return kTaps > 0 ? kHalo : g_.halo(); }
+  SSIM_DEVICE int halo_y() const { return kTaps > 0 ? kHalo : g_.halo_y(); }
+  SSIM_DEVICE int halo_x() const { return kTaps > 0 ? kHalo : g_.halo_x(); }
   SSIM_DEVICE int step() const { return kIsTile ? g_.step : kRows; }
+
+  // what the compiler leaves out of a plain kernel
+  SSIM_DEVICE Kind kind() const { return kExtra ? p_.kind : Kind::ssim; }
+  SSIM_DEVICE bool has_terms() const { return kExtra && kSums && p_.term_parts != nullptr; }
+  SSIM_DEVICE bool has_weight() const {
+    return is_weighted(kTask) || (kExtra && kSums && p_.weight != nullptr);
+  }
 
   // runs of windows that hold one of the map
   SSIM_DEVICE int first_run() const { return windows_from_ / kWindows; }
@@ -284,21 +371,23 @@ class Block {
     x1_ = least(x0_ + g_.tile_w, width);
     y1_ = least(y0_ + g_.band_h, height);
     // windows of a gradient: all that hold one of its pixels
-    const int before = kMaps > 0 ? g_.pad - halo() : 0, after = kMaps > 0 ? g_.pad : 0;
-    first_x_ = x0_ + before;
-    last_x_ = x1_ + after;
-    first_y_ = most(y0_ + before, 0);
-    last_y_ = least(y1_ + after, g_.out_h);
+    const int left = kMaps > 0 ? g_.pad_x - halo_x() : 0, right = kMaps > 0 ? g_.pad_x : 0;
+    const int above = kMaps > 0 ? g_.pad_y - halo_y() : 0, below = kMaps > 0 ? g_.pad_y : 0;
+    first_x_ = x0_ + left;
+    last_x_ = x1_ + right;
+    first_y_ = most(y0_ + above, 0);
+    last_y_ = least(y1_ + below, g_.out_h);
     windows_from_ = most(-first_x_, 0);
     windows_to_ = least(last_x_, g_.out_w) - first_x_;
-    pixels_from_ = most(g_.pad - first_x_, 0);
-    pixels_to_ = least(windows_to_ + halo(), g_.w + g_.pad - first_x_);
+    pixels_from_ = most(g_.pad_x - first_x_, 0);
+    pixels_to_ = least(windows_to_ + halo_x(), g_.w + g_.pad_x - first_x_);
   }
 
   SSIM_DEVICE void prepare() {
     const int threads = g_.threads;
+    if constexpr (kExtra && kSums) term_sums_ = {A(0), A(0)};
     if constexpr (kStreams) {
-      x_ = first_x_ - g_.pad + pixels_from_ + thread();
+      x_ = first_x_ - g_.pad_x + pixels_from_ + thread();
       owner_ = thread() < pixels_to_ - pixels_from_;
       in_tile_ = owner_ && x_ >= x0_ && x_ < x1_;
       if (owner_) {
@@ -306,7 +395,7 @@ class Block {
         choose_pivots(column_, x_);
         if (thread() == 0) leave_pivots(0, column_);
         // the first step shifts them
-        pixels<kHalo>(column_, first_y_ - g_.pad, u_ + kRows, v_ + kRows);
+        pixels<kHalo>(column_, first_y_ - g_.pad_y, u_ + kRows, v_ + kRows);
       }
       if constexpr (kMaps > 0) {
 #pragma unroll
@@ -374,7 +463,7 @@ class Block {
   // every window reaches over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
     c.pivot_input = c.pivot_target = c.pivot_v = A(0);
-    if (g_.h < g_.taps || g_.w < g_.taps) return;
+    if (g_.h <= halo_y() || g_.w <= halo_x()) return;
     const int y = least((y0_ + y1_) / 2, g_.h - 1);
     const int x = least((x0_ + x1_) / 2, g_.w - 1) - column_x;
     const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
@@ -411,11 +500,10 @@ class Block {
     v = ((a - b) - c.pivot_v) * p_.inverse_range;
   }
 
-  // u and v of rows [y, y + count) of a column; above and below the image lies zero. All reads come
-  // first, from rows that exist, so that none waits for another.
+  // Rows [y, y + count) of a column; above and below the image lies zero. All reads come first,
+  // from rows that exist, so that none waits for another.
   template <int kCount>
-  SSIM_DEVICE void pixels(const Column& c, int y, A* u, A* v) const {
-    T a[kCount], b[kCount];
+  SSIM_DEVICE void read(const Column& c, int y, T (&a)[kCount], T (&b)[kCount]) const {
     if (y >= 0 && y + kCount <= g_.h) {
       const T *input = c.input + y * p_.input_stride[2],
               *target = c.target + y * p_.target_stride[2];
@@ -435,24 +523,40 @@ class Block {
         if (existing != y + i) a[i] = b[i] = T{};
       }
     }
+  }
+
+  // their u and v
+  template <int kCount>
+  SSIM_DEVICE void pixels(const Column& c, int y, A* u, A* v) const {
+    T a[kCount], b[kCount];
+    read(c, y, a, b);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       sum_and_difference(c, to_arithmetic(a[i]), to_arithmetic(b[i]), u[i], v[i]);
     }
   }
 
+  // and x - y, of which no pivot is taken away
+  template <int kCount>
+  SSIM_DEVICE void differences(const Column& c, int y, A (&out)[kCount]) const {
+    T a[kCount], b[kCount];
+    read(c, y, a, b);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) out[i] = to_arithmetic(a[i]) - to_arithmetic(b[i]);
+  }
+
   // tile: u and v of all its pixels of one plane, each read once, into shared memory
   SSIM_DEVICE void load_pixels(int slot) {
     const int from = pixels_from_, rows = step() + kHalo;
     const int row = quotient(thread(), g_.by_columns), i = thread() - row * g_.columns;
-    const int x = first_x_ - g_.pad + from + i;
+    const int x = first_x_ - g_.pad_x + from + i;
     Column c = column_at(slot, x);
     choose_pivots(c, x);
     if (thread() == 0) leave_pivots(slot, c);
     if (i >= pixels_to_ - from || row >= g_.load_rows) return;
     const Int64 input_step = g_.load_rows * p_.input_stride[2],
                 target_step = g_.load_rows * p_.target_stride[2];
-    int y = first_y_ - g_.pad + row;
+    int y = first_y_ - g_.pad_y + row;
     const T *input = c.input + y * p_.input_stride[2], *target = c.target + y * p_.target_stride[2];
     Pack<A, 2>* to = pixels_ + (slot * rows + row) * moments_row() + from + i;
     for (int start = row; start < rows; start += kLoads * g_.load_rows) {
@@ -478,10 +582,14 @@ class Block {
     }
   }
 
-  // the window, or its mirror image, which carries gradients back
+  // the windows, or their mirror images, which carry gradients back
   template <bool kAdjoint>
-  SSIM_DEVICE A tap(int k) const {
-    return p_.window[kAdjoint ? halo() - k : k];
+  SSIM_DEVICE A tap_y(int k) const {
+    return p_.window_y[kAdjoint ? halo_y() - k : k];
+  }
+  template <bool kAdjoint>
+  SSIM_DEVICE A tap_x(int k) const {
+    return p_.window_x[kAdjoint ? halo_x() - k : k];
   }
 
   SSIM_DEVICE static A statistic(int map, A u, A v) {
@@ -499,7 +607,7 @@ class Block {
           u_[i] = u_[i + kRows];
           v_[i] = v_[i + kRows];
         }
-        pixels<kRows>(column_, y - g_.pad + kHalo, u_ + kHalo, v_ + kHalo);
+        pixels<kRows>(column_, y - g_.pad_y + kHalo, u_ + kHalo, v_ + kHalo);
         if (y < last_y_) filter_column(u_, v_, moments_ + pixels_from_ + thread());
       }
     } else if (y < last_y_) {
@@ -521,9 +629,9 @@ class Block {
           }
           filter_column(u, v, to);
         } else {
-          Column c = column_at(slot, first_x_ - g_.pad + from + i);
+          Column c = column_at(slot, first_x_ - g_.pad_x + from + i);
           take_pivots(slot, c);
-          filter_column(c, y - g_.pad, to);
+          filter_column(c, y - g_.pad_y, to);
         }
       }
     }
@@ -542,7 +650,7 @@ class Block {
         const A x = statistic(map, u[row], v[row]);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          if (row >= i && row - i < kTaps) out[i] += tap<false>(row - i) * x;
+          if (row >= i && row - i < kTaps) out[i] += tap_y<false>(row - i) * x;
         }
       }
 #pragma unroll
@@ -553,15 +661,15 @@ class Block {
   // the same with a number of taps that only the launch knows
   SSIM_DEVICE void filter_column(const Column& c, int y, A* to) const {
     A out[4][kRows] = {};
-    for (int row = 0; row < halo() + kRows; ++row) {
+    for (int row = 0; row < halo_y() + kRows; ++row) {
       A u, v;
       pixels<1>(c, y + row, &u, &v);
 #pragma unroll
       for (int map = 0; map < 4; ++map) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          if (row >= i && row - i <= halo())
-            out[map][i] += tap<false>(row - i) * statistic(map, u, v);
+          if (row >= i && row - i <= halo_y())
+            out[map][i] += tap_y<false>(row - i) * statistic(map, u, v);
         }
       }
     }
@@ -575,7 +683,7 @@ class Block {
   // pixels left and right of the image are constant: zero, less the pivot
   SSIM_DEVICE void fill_outside() {
     const int start = windows_from_, left = pixels_from_ - start, right = pixels_to_;
-    const int outside = left + windows_to_ + halo() - right;
+    const int outside = left + windows_to_ + halo_x() - right;
     if (outside == 0) return;
     Divider by_outside;
     by_outside.set(outside);
@@ -611,7 +719,7 @@ class Block {
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
               const int k = from + lane - i;
-              if (k >= 0 && k < kTaps) out[j][i] += tap<kAdjoint>(k) * x.lane[lane];
+              if (k >= 0 && k < kTaps) out[j][i] += tap_x<kAdjoint>(k) * x.lane[lane];
             }
           }
         }
@@ -623,14 +731,14 @@ class Block {
 #pragma unroll
         for (int i = 0; i < kCount - 1; ++i) x[j][i + 1] = row[j * stride + i];
       }
-      for (int k = 0; k <= halo(); ++k) {
+      for (int k = 0; k <= halo_x(); ++k) {
 #pragma unroll
         for (int j = 0; j < kLines; ++j) {
 #pragma unroll
           for (int i = 0; i < kCount - 1; ++i) x[j][i] = x[j][i + 1];
           x[j][kCount - 1] = row[j * stride + k + kCount - 1];
 #pragma unroll
-          for (int i = 0; i < kCount; ++i) out[j][i] += tap<kAdjoint>(k) * x[j][i];
+          for (int i = 0; i < kCount; ++i) out[j][i] += tap_x<kAdjoint>(k) * x[j][i];
         }
       }
     }
@@ -646,7 +754,7 @@ class Block {
       const int row = quotient(item, g_.by_runs), run = item - row * g_.runs;
       if (run < runs) {
         windows(y, row, first + run, item);
-      } else if constexpr (kIsTile && makes_sums(kTask)) {
+      } else if constexpr (kIsTile && kSums) {
         partials_[item] = A(0);
       }
     }
@@ -672,19 +780,22 @@ class Block {
         const Moments<A> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
                            filtered[kSquareV][i]};
         const Terms<A> t = terms<A>(m, pivot_u(slot), pivot_v(slot), p_.c1, p_.c2, A(0.5));
-        const A loss = delta<A>(t);
-        if (static_cast<unsigned>(x + i - x0_) < own) sum += loss;
+        const A loss = kind() == Kind::ssim ? delta<A>(t) : delta<A>(t, kind(), A(1));
+        A weight = A(1);
+        if (has_weight()) {
+          weight = p_.weight[offset(slot, p_.weight_stride) + window_y * p_.weight_stride[2] +
+                             (x + i) * p_.weight_stride[3]];
+        }
+        if (static_cast<unsigned>(x + i - x0_) < own) sum += kExtra ? weight * loss : loss;
         if constexpr (kTask == Task::map) {
-          T* map = static_cast<T*>(p_.map);
+          Stored* map = static_cast<Stored*>(p_.map);
           const Int64 line = Int64(first_plane() + slot) * g_.out_h + window_y;
           from_arithmetic(loss, map[line * g_.out_w + x + i]);
         }
         if constexpr (kMaps > 0) {
-          Derivatives<A> d = derivatives<A>(t, m, A(0.5));
-          if constexpr (is_weighted(kTask)) {
-            const A weight =
-                p_.weight[offset(slot, p_.weight_stride) + window_y * p_.weight_stride[2] +
-                          (x + i) * p_.weight_stride[3]];
+          Derivatives<A> d = kind() == Kind::ssim ? derivatives<A>(t, m, A(0.5))
+                                                  : derivatives<A>(t, m, kind(), A(0.5), A(1));
+          if (has_weight()) {
             d = {d.mean_u * weight, d.mean_v * weight, d.square_u * weight, d.square_v * weight};
           }
           out[0].lane[i] = kBoth ? d.mean_u : d.mean_u + d.mean_v;  // one gradient needs their sum
@@ -694,7 +805,7 @@ class Block {
         }
       }
     }
-    if constexpr (makes_sums(kTask)) {
+    if constexpr (kSums) {
       partials_[item] = kIsTile ? sum : partials_[item] + sum;  // this thread's alone
     }
 #pragma unroll
@@ -710,7 +821,7 @@ class Block {
   // derivatives are zero.
   SSIM_DEVICE void filter_derivatives_across() {
     constexpr int kLines = kIsTile ? 1 : kMaps;  // that a thread takes
-    const int rows = kIsTile ? y1_ - y0_ + halo() : step();
+    const int rows = kIsTile ? y1_ - y0_ + kHalo : step();
     const int items = planes_ * rows * (kMaps / kLines) * g_.gradient_runs, threads = g_.threads;
     for (int item = thread(); item < items; item += threads) {
       const int lines = quotient(item, g_.by_gradient_runs), line = lines * kLines;
@@ -719,7 +830,7 @@ class Block {
       bool is_zero = false;
       if constexpr (kIsTile) {
         const int slot = g_.planes == 1 ? 0 : line / (rows * kMaps);
-        const int above = first_y_ - (y0_ + g_.pad - halo());  // rows above the map
+        const int above = first_y_ - (y0_ + g_.pad_y - kHalo);  // rows above the map
         from += (slot * (step() - rows) - above) * kMaps;
         const int first = slot * step() * kMaps;
         is_zero = from < first || from >= first + (last_y_ - first_y_) * kMaps;
@@ -759,7 +870,7 @@ class Block {
 #pragma unroll
         for (int row = 0; row < kHalo; ++row) kept_[map][row] = x[row + kRows];
       }
-      leave_gradient(column_, y - g_.pad, u_, v_, filtered);
+      leave_gradient(column_, y - g_.pad_y, u_, v_, filtered);
     } else {
       const int columns = x1_ - x0_, threads = g_.threads;
       const int groups = kIsTile ? y1_ - y0_ : 1;
@@ -767,7 +878,7 @@ class Block {
         const int line = quotient(item, g_.by_tile_w), i = item - line * g_.tile_w;
         if (i >= columns) continue;
         const int slot = g_.planes == 1 ? 0 : line / groups, group = line - slot * groups;
-        const int row = kIsTile ? y0_ + group : y - g_.pad;
+        const int row = kIsTile ? y0_ + group : y - g_.pad_y;
         Column c = column_at(slot, x0_ + i);
         take_pivots(slot, c);
         A u[kGradientRows], v[kGradientRows], filtered[kMaps][kGradientRows];
@@ -780,7 +891,7 @@ class Block {
           for (int k = 0; k < kTaps; ++k) {
 #pragma unroll
             for (int map = 0; map < kMaps; ++map) {
-              filtered[map][0] += tap<true>(k) * from[(k * kMaps + map) * across_row()];
+              filtered[map][0] += tap_y<true>(k) * from[(k * kMaps + map) * across_row()];
             }
           }
         } else {
@@ -802,7 +913,7 @@ class Block {
     for (int row = 0; row < kCount + kHalo; ++row) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        if (row >= i && row - i < kTaps) out[i] += tap<true>(row - i) * x[row];
+        if (row >= i && row - i < kTaps) out[i] += tap_y<true>(row - i) * x[row];
       }
     }
   }
@@ -814,16 +925,16 @@ class Block {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) out[i] = A(0);
     const int stride = g_.planes * g_.tile_w;
-    A* kept = history_ + map * halo() * stride + slot * g_.tile_w + column;
+    A* kept = history_ + map * halo_y() * stride + slot * g_.tile_w + column;
     const A* rows = across_ + (slot * kRows * kMaps + map) * across_row() + column;
-    for (int row = 0; row < halo() + kRows; ++row) {
-      const A x = row < halo() ? kept[row * stride]
-                  : any        ? rows[(row - halo()) * kMaps * across_row()]
-                               : A(0);
-      if (row >= kRows && row - kRows < halo()) kept[(row - kRows) * stride] = x;
+    for (int row = 0; row < halo_y() + kRows; ++row) {
+      const A x = row < halo_y() ? kept[row * stride]
+                  : any          ? rows[(row - halo_y()) * kMaps * across_row()]
+                                 : A(0);
+      if (row >= kRows && row - kRows < halo_y()) kept[(row - kRows) * stride] = x;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (row >= i && row - i <= halo()) out[i] += tap<true>(row - i) * x;
+        if (row >= i && row - i <= halo_y()) out[i] += tap_y<true>(row - i) * x;
       }
     }
   }
@@ -831,35 +942,99 @@ class Block {
   // rows [y, y + kGradientRows) of one column
   //     from_u = G*d_mean_u + u G*d_square_u       from_v = G*d_mean_v + v G*d_square_v
   //     d/dx = from_u + from_v                     d/dy = from_u - from_v
+  // and the terms': 2 (x - y) and the sign of x - y, each times its weight; for y the same, less
   template <int kCount>
   SSIM_DEVICE void leave_gradient(const Column& c, int y, const A* u, const A* v,
-                                  const A (&filtered)[kCount][kGradientRows]) const {
+                                  const A (&filtered)[kCount][kGradientRows]) {
     T* grad_input = c.grad_input + y * p_.grad_input_stride[2];
     T* grad_target = nullptr;
     if constexpr (kBoth) grad_target = c.grad_target + y * p_.grad_target_stride[2];
     const A scale = p_.grad_scale * p_.inverse_range;
+    A difference[kTermRows];
+    TermSums sums{A(0), A(0)};
 #pragma unroll
     for (int i = 0; i < kGradientRows; ++i) {
+      if (i % kTermRows == 0 && has_terms()) differences(c, y + i, difference);
       if (y + i >= y0_ && y + i < y1_) {
+        A from_terms = A(0);
+        if (has_terms()) {
+          sums.add(difference[i % kTermRows]);
+          from_terms = gradient_of_terms(difference[i % kTermRows]);
+        }
         const A from_u = filtered[0][i] + u[i] * filtered[1][i];
         A from_v = v[i] * filtered[2][i];
         if constexpr (kBoth) {
           from_v += filtered[3][i];
-          from_arithmetic((from_u - from_v) * scale, *grad_target);
+          const A to_target = (from_u - from_v) * scale;
+          from_arithmetic(kExtra && kSums ? to_target - from_terms : to_target, *grad_target);
         }
-        from_arithmetic((from_u + from_v) * scale, *grad_input);
+        const A to_input = (from_u + from_v) * scale;
+        from_arithmetic(kExtra && kSums ? to_input + from_terms : to_input, *grad_input);
       }
       grad_input += p_.grad_input_stride[2];
       if constexpr (kBoth) grad_target += p_.grad_target_stride[2];
+    }
+    if (has_terms()) term_sums_.add(sums);
+  }
+
+  // ---- terms ----
+
+  SSIM_DEVICE A gradient_of_terms(A difference) const {
+    const A sign = difference > A(0) ? A(1) : difference < A(0) ? A(-1) : A(0);
+    return p_.grad_square * difference + p_.grad_distance * sign;
+  }
+
+  // The terms of a value: of the pixels beside its windows' places, and the last tile and band take
+  // those that are left where the map is smaller than the image.
+  SSIM_DEVICE void add_own_pixels(int y) {
+    const int from = y, to = y + step() < last_y_ ? y + step() : y1_ == g_.out_h ? g_.h : y1_;
+    const int columns = (x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_, rows = to - from;
+    if (columns == 0) return;
+    Divider by_columns;
+    by_columns.set(columns);
+    const int items = planes_ * rows * columns, threads = g_.threads;
+    TermSums sums{A(0), A(0)};
+    for (int item = thread(); item < items; item += threads) {
+      const int line = quotient(item, by_columns), i = item - line * columns;
+      const int slot = g_.planes == 1 ? 0 : line / rows, row = line - slot * rows;
+      A difference[1];
+      differences(column_at(slot, x0_ + i), from + row, difference);
+      sums.add(difference[0]);
+    }
+    term_sums_.add(sums);
+  }
+
+  // kLanes sums of squares, or of distances
+  SSIM_DEVICE A* lanes_of_term(int which) const { return moments_ + which * g_.threads; }
+
+  // This block's sums, kLanes of each; no thread may need `moments` or `across` any more.
+  SSIM_DEVICE void leave_terms() {
+    const int threads = g_.threads;
+    __syncthreads();
+    lanes_of_term(0)[thread()] = term_sums_.squares;
+    lanes_of_term(1)[thread()] = term_sums_.distances;
+    __syncthreads();
+    for (int i = thread(); i < 2 * kLanes; i += threads) {
+      A *lanes = lanes_of_term(i / kLanes), sum = A(0);
+      for (int j = i % kLanes; j < threads; j += kLanes) sum += lanes[j];
+      lanes[i % kLanes] = sum;  // which no other thread reads
     }
   }
 
   // ---- sums ----
 
+  SSIM_DEVICE static A sum_of_lanes(const A* lanes) {
+    A sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) sum[i % 4] += lanes[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+
   // Each plane's partial sums make one part; then the parts are counted. The thread that leaves the
   // last one of all blocks sets its block's flag.
   SSIM_DEVICE void add_up() {
     const int each = step() * g_.runs, threads = g_.threads;
+    if (has_terms()) leave_terms();
     for (int i = thread(); i < planes_ * kLanes; i += threads) {
       const int slot = i / kLanes;
       A sum = A(0);
@@ -869,12 +1044,13 @@ class Block {
     __syncthreads();
     // the last threads have least to do meanwhile
     for (int slot = threads - 1 - thread(); slot < planes_; slot += threads) {
-      A sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) sum[i % 4] += sums_[slot * kLanes + i];
       const unsigned place = blockIdx.x % static_cast<unsigned>(g_.tiles * g_.bands);
       p_.parts[Int64(first_plane() + slot) * (g_.tiles * g_.bands) + place] =
-          (sum[0] + sum[1]) + (sum[2] + sum[3]);
+          sum_of_lanes(sums_ + slot * kLanes);
+      if (has_terms() && slot == 0) {
+        p_.term_parts[blockIdx.x] = sum_of_lanes(lanes_of_term(0));
+        p_.term_parts[g_.blocks + blockIdx.x] = sum_of_lanes(lanes_of_term(1));
+      }
       if (p_.value != nullptr) {
         __threadfence();
         if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) *flag() = 1;
@@ -887,29 +1063,43 @@ class Block {
     if (*flag() == 0) return;
     __threadfence();
     if (thread() == 0) *p_.arrived = 0;
-    sum_parts(p_.parts, g_.parts(), p_.value_scale, p_.value,
-              reinterpret_cast<ExactSum<A>*>(moments_), g_.threads);
+    auto* sums = reinterpret_cast<ExactSum<A>*>(moments_);
+    if (!has_terms()) {
+      const double sum = sum_parts(p_.parts, g_.parts(), sums, g_.threads);
+      if (thread() == 0) *p_.value = static_cast<A>(p_.value_scale * sum);
+      return;
+    }
+    double value = 0;
+#pragma unroll 1
+    for (int i = 0; i < 3; ++i) {
+      const bool wanted = p_.term_weight[i] != 0;  // and if not, no NaN of it is
+      const A* parts = i == 0 ? p_.parts : p_.term_parts + (i - 1) * g_.blocks;
+      const double sum = sum_parts(parts, i == 0 ? g_.parts() : g_.blocks, sums, g_.threads);
+      const double term = wanted ? p_.term_scale[i] * sum : 0;
+      value += p_.term_weight[i] * term;
+      if (thread() == 0) p_.terms[i] = static_cast<A>(term);
+    }
+    if (thread() == 0) *p_.value = static_cast<A>(value);
   }
 };
 
-template <typename T, Layout kLayout, Task kTask>
+template <typename T, Layout kLayout, Task kTask, bool kExtra>
 __global__ void __launch_bounds__(most_threads(kLayout), sizeof(T) < 8 ? resident(kLayout) : 1)
     ssim_kernel(const __grid_constant__ Problem<typename Accumulate<T>::type> p) {
   SSIM_DYNAMIC_SHARED(shared);
-  Block<T, kLayout, kTask>(p, shared).run();
+  Block<T, kLayout, kTask, kExtra>(p, shared).run();
 }
 
-// ---- one value for each image ----
-
-constexpr int kReduceThreads = 128;
+// ---- one value for each plane ----
 
 // out[i] = scale * sum of parts[i * each, (i + 1) * each); one block for each i
 template <typename A>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_kernel(const A* parts, Int64 each, double scale, A* out) {
   SSIM_DYNAMIC_SHARED(shared);
-  sum_parts(parts + blockIdx.x * each, each, scale, out + blockIdx.x,
-            reinterpret_cast<ExactSum<A>*>(shared), kReduceThreads);
+  const double sum = sum_parts(parts + blockIdx.x * each, each,
+                               reinterpret_cast<ExactSum<A>*>(shared), kReduceThreads);
+  if (threadIdx.x == 0) out[blockIdx.x] = static_cast<A>(scale * sum);
 }
 
 #endif  // device

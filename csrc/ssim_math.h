@@ -95,21 +95,25 @@ SSIM_HOST_DEVICE Terms<T> terms(const Moments<T>& m, T pivot_u, T pivot_v, T c1,
   return t;
 }
 
+// Which map is meant. Each is a loss: 1 minus the similarity of its name, a sum of products that
+// are never negative.
+enum class Kind {
+  ssim,         // 1 - SSIM
+  contrast,     // 1 - the contrast-structure term       q / B
+  luminance,    // 1 - the luminance term                p / A
+  nonnegative,  // 1 - max(SSIM, 0)
+};
+
 // 1 - SSIM
 template <typename T>
 SSIM_HOST_DEVICE T delta(const Terms<T>& t) {
   return (t.a * t.q + t.p * t.b) * t.r;
 }
 
-// d delta / d (filtered maps). By the quotient rule, with C = a - p/2 and D = b - q/2,
-//     d/dq =  b C / (A B^2)      d/db = -q C / (A B^2)
-//     d/dp =  a D / (A^2 B)      d/da = -p D / (A^2 B)
-// and through V = E - m^2 to the filtered maps.
+// d delta / d (filtered maps), from the two factors that the kinds differ in
 template <typename T>
-SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, T half) {
-  const T r_sq = t.r * t.r;
-  const T contrast = (t.a - half * t.p) * t.A * r_sq;   // C / (A B^2)
-  const T luminance = (t.b - half * t.q) * t.B * r_sq;  // D / (A^2 B)
+SSIM_HOST_DEVICE Derivatives<T> derivatives_from(const Terms<T>& t, const Moments<T>& m, T contrast,
+                                                 T luminance) {
   const T d_b = t.q * contrast;
   const T d_q = t.b * contrast;
   const T luminance_v = t.m_v * (t.a * luminance);
@@ -119,6 +123,48 @@ SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>&
   d.mean_v = (luminance_v - contrast_v) + (luminance_v - contrast_v);
   d.square_u = -d_b;
   d.square_v = d_q + d_q;
+  return d;
+}
+
+// Of 1 - SSIM. By the quotient rule, with C = a - p/2 and D = b - q/2,
+//     d/dq =  b C / (A B^2)      d/db = -q C / (A B^2)
+//     d/dp =  a D / (A^2 B)      d/da = -p D / (A^2 B)
+// and through V = E - m^2 to the filtered maps.
+template <typename T>
+SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, T half) {
+  const T r_sq = t.r * t.r;
+  const T contrast = (t.a - half * t.p) * t.A * r_sq;   // C / (A B^2)
+  const T luminance = (t.b - half * t.q) * t.B * r_sq;  // D / (A^2 B)
+  return derivatives_from(t, m, contrast, luminance);
+}
+
+// ---- the same for any kind ----
+
+template <typename T>
+SSIM_HOST_DEVICE T delta(const Terms<T>& t, Kind kind, T one) {
+  if (kind == Kind::contrast) return t.q * t.A * t.r;
+  if (kind == Kind::luminance) return t.p * t.B * t.r;
+  const T value = delta(t);
+  if (kind == Kind::nonnegative) return value > one ? one : value;
+  return value;
+}
+
+// The terms alone: d/dq = b / B^2, d/db = -q / B^2, and the same with p, a, A. A clamped SSIM has
+// no slope.
+template <typename T>
+SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, Kind kind,
+                                            T half, T one) {
+  const T r_sq = t.r * t.r, zero = one - one;
+  if (kind == Kind::contrast) return derivatives_from(t, m, t.A * t.A * r_sq, zero);
+  if (kind == Kind::luminance) return derivatives_from(t, m, zero, t.B * t.B * r_sq);
+  Derivatives<T> d = derivatives(t, m, half);
+  if (kind == Kind::nonnegative) {
+    const auto clamped = delta(t) > one;
+    d.mean_u = clamped ? zero : d.mean_u;
+    d.mean_v = clamped ? zero : d.mean_v;
+    d.square_u = clamped ? zero : d.square_u;
+    d.square_v = clamped ? zero : d.square_v;
+  }
   return d;
 }
 

@@ -1,0 +1,180 @@
+// The CUDA implementation of the operators that ssim_cpu.cpp declares: arguments checked, the cut
+// chosen, the kernels of ssim_cuda_kernel.h launched on the current stream.
+//
+// Built on LibTorch's stable ABI by the C++ compiler alone, see ssim_cuda_driver.h.
+#include "ssim_cuda_host.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace ssim_fused {
+namespace {
+
+Geometry geometry_of(const Call& call, Task task, int word_bytes) {
+  const std::tuple key{call.size(0),        call.size(1),
+                       call.size(2),        call.size(3),
+                       call.taps(0),        call.taps(1),
+                       call.settings.valid, task,
+                       word_bytes,          multiprocessors(device_of(call.input))};
+  return kept_geometry<Geometry>(key, [&] { return std::apply(choose_geometry, key); });
+}
+
+template <typename T>
+void launch_images(Task task, const Call& call, const Outputs& out) {
+  using A = typename Accumulate<T>::type;
+  const int device = device_of(call.input);
+  const Stream stream = current_stream(device);
+  Problem<A> p{};
+  p.g = geometry_of(call, task, sizeof(A));
+  set_problem(p, call, out, stream);
+  set_window(call.windows[0], p.window_y);
+  set_window(call.windows[1], p.window_x);
+  Tensor term_parts = call.input;
+  if (out.terms != nullptr) {
+    const double weights[3] = {out.terms->map, out.terms->squares, out.terms->absolute};
+    const ScalarType type = accumulate_type(call.input);
+    term_parts = torch::stable::new_empty(call.input, {2 * p.g.blocks}, type);
+    set_terms(p, weights, out.multiplied, static_cast<A*>(term_parts.data_ptr()), p.value + 1);
+  }
+
+  dispatch<T>(task, p, [&]<Layout kLayout, Task kTask, bool kExtra>() {
+    static Kernel kernel("ssim_cuda_kernel.h",
+                         kernel_name<T>("ssim_kernel", kLayout, kTask, kExtra));
+    kernel.launch({device, stream, static_cast<unsigned>(p.g.blocks),
+                   static_cast<unsigned>(p.g.threads), p.g.shared_words() * sizeof(A)},
+                  p);
+  });
+}
+
+void launch(Task task, const Call& call, const Outputs& out) {
+  if (derivative_maps(task) > 0) check_has_gradient(call.input);
+  if (call.axes() == 3) return launch_volume(task, call, out);
+  by_type(call.input, [&]<typename T>() { launch_images<T>(task, call, out); });
+}
+
+// ---- gradients ----
+
+Tensor gradient_for(const Tensor& image, bool wanted) {
+  return wanted ? torch::stable::empty_like(image) : torch::stable::new_empty(image, {0});
+}
+
+// Makes the gradients that are wanted. The loss is symmetric in its images, so a gradient to the
+// target alone is the gradient to the input of the call the other way round.
+std::tuple<Tensor, Tensor> launch_gradients(Call call, Outputs out, bool grad_input,
+                                            bool grad_target, Task one, Task both) {
+  Tensor to_input = gradient_for(call.input, grad_input);
+  Tensor to_target = gradient_for(call.target, grad_target);
+  if (!grad_input) std::swap(call.input, call.target);
+  out.grad_input = grad_input ? &to_input : &to_target;
+  if (grad_input && grad_target) out.grad_target = &to_target;
+  launch(grad_input && grad_target ? both : one, call, out);
+  return {to_input, to_target};
+}
+
+// ---- operators; what they compute is said in ssim_cpu.cpp ----
+
+// what a loss needs beside its images, until a launch has been made
+struct Loss {
+  Reduction reduction;
+  Tensor value, parts;
+  Outputs out;
+
+  Loss(const Call& call, const Optional& window_weight, const Reduction& reduction)
+      : reduction(reduction),
+        value(torch::stable::new_empty(call.input, reduction.shape(call.input),
+                                       accumulate_type(call.input))),
+        parts(value) {
+    if (window_weight) {
+      call.check_per_window(*window_weight, "window_weight");
+      out.weight = &*window_weight;
+    }
+    double count = 1;  // of what a value is the mean
+    if (reduction.is_mean) count = call.plane_windows() * call.planes();
+    if (reduction.is_plane) count = call.plane_windows();
+    // gradients of a mean would underflow
+    if (reduction.is_mean && call.input.scalar_type() == ScalarType::Half) out.multiplied = count;
+    out.parts = &parts;
+    out.value = reduction.is_plane ? nullptr : &value;
+    out.value_scale = 1 / count;
+    out.grad_scale = out.multiplied / count;
+    out.terms = reduction.has_terms ? &this->reduction.weights : nullptr;
+  }
+};
+
+Tensor loss_cuda(Tensor input, Tensor target, Optional window_weight, Optional mask,
+                 Optional coverage, std::vector<double> window, std::vector<int64_t> taps,
+                 double data_range, double k1, double k2, bool valid, int64_t kind,
+                 int64_t reduction, std::vector<double> term_weights) {
+  const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
+  const Call call(input, target, mask, coverage, settings);
+  DeviceGuard guard(device_of(input));
+  Loss loss(call, window_weight, Reduction(reduced_to(reduction), term_weights));
+  launch(Task::value, call, loss.out);
+  if (loss.reduction.is_plane) {
+    const bool is_double = accumulate_type(input) == ScalarType::Double;
+    (is_double ? &reduce<double> : &reduce<float>)(loss.parts, loss.out.value_scale, loss.value);
+  }
+  return loss.value;
+}
+
+std::tuple<Tensor, Tensor, Tensor> loss_and_gradients_cuda(
+    Tensor input, Tensor target, Optional window_weight, Optional mask, Optional coverage,
+    std::vector<double> window, std::vector<int64_t> taps, double data_range, double k1, double k2,
+    bool valid, int64_t kind, int64_t reduction, std::vector<double> term_weights, bool grad_input,
+    bool grad_target) {
+  const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
+  const Call call(input, target, mask, coverage, settings);
+  const Reduction reduced(reduced_to(reduction), term_weights);
+  STD_TORCH_CHECK(!reduced.is_plane,
+                  "ssim_fused: gradients of reduction 'plane' come from loss_backward");
+  STD_TORCH_CHECK(grad_input || grad_target, "ssim_fused: no gradient is asked for");
+  DeviceGuard guard(device_of(input));
+  Loss loss(call, window_weight, reduced);
+  const auto [to_input, to_target] =
+      launch_gradients(call, loss.out, grad_input, grad_target, Task::gradient, Task::gradients);
+  return {loss.value, to_input, to_target};
+}
+
+Tensor loss_map_cuda(Tensor input, Tensor target, Optional mask, Optional coverage,
+                     std::vector<double> window, std::vector<int64_t> taps, double data_range,
+                     double k1, double k2, bool valid, int64_t kind) {
+  const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
+  const Call call(input, target, mask, coverage, settings);
+  DeviceGuard guard(device_of(input));
+  Tensor map = torch::stable::new_empty(input, call.map_shape(),
+                                        is_whole(input) ? ScalarType::Float : input.scalar_type());
+  Outputs out;
+  out.map = &map;
+  launch(Task::map, call, out);
+  return map;
+}
+
+std::tuple<Tensor, Tensor> loss_backward_cuda(Tensor grad_map, Tensor input, Tensor target,
+                                              Optional mask, Optional coverage,
+                                              std::vector<double> window, std::vector<int64_t> taps,
+                                              double data_range, double k1, double k2, bool valid,
+                                              int64_t kind, bool grad_input, bool grad_target) {
+  STD_TORCH_CHECK(grad_input || grad_target, "ssim_fused: no gradient is asked for");
+  const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
+  const Call call(input, target, mask, coverage, settings);
+  call.check_per_window(grad_map, "grad_map");
+  DeviceGuard guard(device_of(input));
+  Outputs out;
+  out.weight = &grad_map;
+  return launch_gradients(call, out, grad_input, grad_target, Task::backward, Task::backwards);
+}
+
+}  // namespace
+}  // namespace ssim_fused
+
+#if !defined(SSIM_CUDA_STANDIN)
+STABLE_TORCH_LIBRARY_IMPL(ssim_fused, CUDA, m) {
+  m.impl("loss", TORCH_BOX(&ssim_fused::loss_cuda));
+  m.impl("loss_and_gradients", TORCH_BOX(&ssim_fused::loss_and_gradients_cuda));
+  m.impl("loss_map", TORCH_BOX(&ssim_fused::loss_map_cuda));
+  m.impl("loss_backward", TORCH_BOX(&ssim_fused::loss_backward_cuda));
+}
+#endif

@@ -1,0 +1,96 @@
+// Calls of CUDA's driver by the addresses that Python handed over.
+#include "ssim_cuda_driver.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+
+namespace ssim_fused {
+namespace {
+
+// Fills in a Driver at the first launch: CUDA may not be touched before, for a process that forks.
+// Not 0: error[0, size) says what was wrong.
+using Connect = int (*)(Driver* driver, char* error, int size);
+
+constexpr int kErrorBytes = 4096;
+constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+
+std::atomic<Connect> connect = nullptr;
+
+}  // namespace
+
+const Driver& driver() {
+  // not under a lock: connecting waits for Python's own, whose holder may wait for this one
+  static std::atomic<const Driver*> connected = nullptr;
+  if (const Driver* known = connected.load()) return *known;
+  STD_TORCH_CHECK(connect.load() != nullptr,
+                  "ssim_fused: CUDA kernels need Python: import ssim_fused");
+  auto* found = new Driver{};  // never destroyed: launches may come until the end
+  char error[kErrorBytes] = "";
+  STD_TORCH_CHECK(connect.load()(found, error, kErrorBytes) == 0, "ssim_fused: ", error);
+  connected.store(found);
+  return *found;
+}
+
+void check(int result, const char* what) {
+  if (result == 0) return;
+  const char* text = nullptr;
+  driver().cuGetErrorString(result, &text);
+  STD_TORCH_CHECK(false, "ssim_fused: ", what, " failed: ", text ? text : "unknown error", " (",
+                  result, ")");
+}
+
+int multiprocessors(int device) {
+  int count = 0;
+  check(driver().cuDeviceGetAttribute(&count, kMultiprocessorCount, device), "a device query");
+  return count;
+}
+
+Stream current_stream(int device) {
+  Stream stream = nullptr;
+  STD_TORCH_CHECK(driver().current_stream(device, &stream) == 0,
+                  "ssim_fused: no current CUDA stream");
+  void* context = nullptr;
+  check(driver().cuCtxGetCurrent(&context), "a context query");
+  if (context == nullptr) {  // a thread that has called nothing of CUDA yet
+    check(driver().cuDevicePrimaryCtxRetain(&context, device), "a context query");
+    check(driver().cuCtxSetCurrent(context), "setting a context");
+  }
+  return stream;
+}
+
+void* Kernel::function(int device) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = functions_.find(device);
+    if (found != functions_.end()) return found->second;
+  }
+  // no lock here, as in driver(); two threads that look at once find the same
+  void* function = nullptr;
+  char error[kErrorBytes] = "";
+  const int failed =
+      driver().find_kernel(device, header_, expression_.c_str(), &function, error, kErrorBytes);
+  STD_TORCH_CHECK(failed == 0, "ssim_fused: no kernel ", expression_, ": ", error);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return functions_.emplace(device, function).first->second;
+}
+
+void Kernel::launch_with(const Launch& how, void** parameters) {
+  check(driver().cuLaunchKernel(function(how.device), how.blocks, 1, 1, how.threads, 1, 1,
+                                static_cast<unsigned>(how.shared_bytes), how.stream, parameters,
+                                nullptr),
+        "a kernel launch");
+}
+
+}  // namespace ssim_fused
+
+#if defined(_WIN32)
+#define SSIM_EXPORT __declspec(dllexport)
+#else
+#define SSIM_EXPORT __attribute__((visibility("default")))
+#endif
+
+// What _cuda.py calls when it has loaded this library.
+extern "C" SSIM_EXPORT void ssim_fused_cuda_connect(ssim_fused::Connect with) {
+  ssim_fused::connect.store(with);
+}

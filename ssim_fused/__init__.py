@@ -1,16 +1,50 @@
 """Differentiable SSIM for PyTorch: fast, accurate, and one line to switch to."""
 
-from . import reference
+from typing import TYPE_CHECKING, Any
+
+from . import compat, reference
+from ._explain import explain
 from ._version import __version__
-from .functional import ssim, ssim_loss
-from .modules import CVAELoss, MSE_SSIM_KL_Loss, SSIMLoss
+from .functional import (
+    ImageTerms,
+    dssim,
+    image_loss,
+    ms_ssim,
+    ms_ssim_loss,
+    psnr,
+    ssim,
+    ssim_loss,
+)
+from .modules import CVAELoss, MSE_SSIM_KL_Loss, MSSSIMLoss, PhotometricLoss, SSIMLoss
 
 __all__ = [
     "CVAELoss",
+    "ImageTerms",
     "MSE_SSIM_KL_Loss",
+    "MSSSIMLoss",
+    "PhotometricLoss",
     "SSIMLoss",
     "__version__",
+    "compat",
+    "dssim",
+    "explain",
+    "image_loss",
+    "ms_ssim",
+    "ms_ssim_loss",
+    "psnr",
     "reference",
     "ssim",
     "ssim_loss",
 ]
+
+if TYPE_CHECKING:
+    from .evaluation.batch import evaluate_batch as evaluate_batch
+
+
+def __getattr__(name: str) -> Any:
+    """What needs more than torch is imported when it is first asked for."""
+    if name == "evaluate_batch":
+        from .evaluation.batch import evaluate_batch
+
+        return evaluate_batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from . import __version__, _ops
+from . import __version__, _cuda, _ops
 
 _DTYPES = "float32, float64; float16 and bfloat16 with float32 arithmetic"
 
@@ -17,7 +17,7 @@ def _cpu() -> str:
     return f"fallback (plain PyTorch): the native library is not in use because {_ops.cpu_reason}"
 
 
-def _cuda() -> str:
+def _cuda_path() -> str:
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
     if _ops.cuda_reason is not None:
@@ -27,8 +27,20 @@ def _cuda() -> str:
         most = _ops.CUDA_MOST_TAPS
         path = f"native ({_DTYPES}); windows of more than {most} taps by the fallback"
     if torch.cuda.is_available():
-        return f"{path}; {torch.cuda.get_device_name()}"
+        gpus = range(torch.cuda.device_count())
+        return "; ".join([path, *map(torch.cuda.get_device_name, gpus)])
     return f"{path}; torch is built for CUDA {torch.version.cuda}, but finds no GPU"
+
+
+def _cuda_kernels() -> str:
+    """Where the kernels come from: for each GPU, or for any where none is found."""
+    if _ops.cuda_reason is not None:
+        return f"none: {_ops.cuda_reason}"
+    if not torch.cuda.is_available():
+        return _cuda.kernels().describe()
+    gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    capabilities = sorted({major * 10 + minor for major, minor in gpus})
+    return "; ".join(f"sm_{of}: {_cuda.kernels().describe(of)}" for of in capabilities)
 
 
 def report() -> str:
@@ -39,7 +51,8 @@ def report() -> str:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("threads", torch.get_num_threads()),
         ("cpu", _cpu()),
-        ("cuda", _cuda()),
+        ("cuda", _cuda_path()),
+        ("kernels", _cuda_kernels()),
         ("elsewhere", "fallback (plain PyTorch), differentiable to any order"),
     ]
     return "\n".join(f"{name:<11} {value}" for name, value in rows)

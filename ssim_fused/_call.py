@@ -1,52 +1,185 @@
-"""What every way of computing the loss shares: checks, (C, H, W) images, autocast, dtypes."""
+"""What every way of computing the loss shares: checks, shapes, borders, autocast, dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import Settings, check_images
+from . import _border
+from ._autocast import autocast_enabled, under_autocast
+from ._checks import (
+    BORDERS,
+    WHOLE,
+    Settings,
+    Sigma,
+    Taps,
+    Window,
+    check_beside,
+    check_images,
+    check_settings,
+    default_range,
+)
+from ._masks import sum_from, with_mask, with_weight
+from ._request import ReducedLoss, Request, is_half
 
-# 1 - SSIM of (N, C, H, W) images, reduced; see reference.reduced_loss
-ReducedLoss = Callable[[Tensor, Tensor, Settings], Tensor]
+
+def _sample_covariance(settings: Settings, axes: int) -> Settings:
+    """Variances divided by the number of pixels less one: k2 divided instead, which is the same."""
+    pixels = math.prod(settings.taps(axes))
+    if pixels == 1:
+        raise ValueError("sample_covariance needs a window of more than one pixel")
+    return settings._replace(k2=settings.k2 * math.sqrt((pixels - 1) / pixels))
 
 
-def _autocast(image: Tensor) -> bool:
-    return torch.is_autocast_enabled(image.device.type)
+def _for_rows(settings: Settings) -> Settings:
+    """Settings of signals, for images of one row."""
+    return settings._replace(windows=((1.0,), settings.windows[-1]))
 
 
-def apply(loss: ReducedLoss, input: Tensor, target: Tensor, settings: Settings) -> Tensor:
-    """Check the images, compute, and give the value in the shape and dtype that is promised."""
-    if (
-        isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and input.dtype != target.dtype
-        and input.is_floating_point()
-        and target.is_floating_point()
-        and _autocast(input)
-    ):
-        # a network's half-precision output meets float32 data: as autocast does for torch's losses
-        input, target = input.float(), target.float()
-    check_images(input, target, settings)
-    if input.dim() == 4:
-        value = loss(input, target, settings)
-    else:
-        value = loss(input.unsqueeze(0), target.unsqueeze(0), settings)
-        if settings.reduction in ("image", "none"):
-            value = value.squeeze(0)
+class Promise(NamedTuple):
+    """What the value of a call is promised to look like."""
+
+    dtype: torch.dtype
+    axes: int  # spatial ones that the images were given
+    batched: bool
+
+
+def prepare(
+    input: Tensor,
+    target: Tensor,
+    settings: Settings,
+    mask: Tensor | None = None,
+    mask_threshold: float = 0.5,
+    weight: Tensor | None = None,
+) -> tuple[Request, Promise]:
+    """Check the images, and bring a call into the form that backends compute."""
+    input, target = under_autocast(input, target)
+    axes = check_images(input, target, settings)
+    dtype = torch.float32 if input.dtype in WHOLE else input.dtype
+    if settings.reduction == "none" and is_half(input) and autocast_enabled(input):
+        input, target = input.float(), target.float()  # a map is stored in the images' dtype
+    batched = input.dim() == axes + 2
+    if not batched:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+    if settings.sample_covariance:
+        settings = _sample_covariance(settings, axes)
+    if axes == 1:
+        settings = _for_rows(settings)
+        input, target = input.unsqueeze(-2), target.unsqueeze(-2)
+    if mask is not None or weight is not None:
+        mask, weight = (_beside(value, axes, batched) for value in (mask, weight))
+    if mask is not None:
+        check_beside("mask", mask, input, input.shape[2:])
+    given = settings
+    if settings.padding in BORDERS:
+        pads = settings.pads(input.dim() - 2)
+        input = _border.extend(input, pads, settings.padding)
+        target = _border.extend(target, pads, settings.padding)
+        settings = settings._replace(padding="valid")
+    request = Request(input, target, settings)
+    if weight is not None:
+        request = with_weight(request, weight)
+    if mask is not None:
+        request = with_mask(request, mask, mask_threshold, weight, given)
+    return request, Promise(dtype, axes, batched)
+
+
+def evaluate(
+    loss: ReducedLoss,
+    input: Tensor,
+    target: Tensor,
+    settings: Settings,
+    mask: Tensor | None = None,
+    mask_threshold: float = 0.5,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Request]:
+    """Check the images and compute: the value in the shape and dtype that is promised."""
+    request, promise = prepare(input, target, settings, mask, mask_threshold, weight)
+    value = loss(request)
+    if settings.reduction == "none" and promise.axes == 1:
+        value = value.squeeze(-2)
+    if not promise.batched and settings.reduction in ("image", "channel", "none"):
+        value = value.squeeze(0)
     # under autocast a half-precision loss stays float32, as torch's own losses do
-    return value if value.dtype == input.dtype or _autocast(input) else value.to(input.dtype)
+    if value.dtype != promise.dtype and not autocast_enabled(input):
+        value = value.to(promise.dtype)
+    return value, request
 
 
-def to_similarity(loss: Tensor, input: Tensor, settings: Settings) -> Tensor:
+def _beside(value: Tensor | None, axes: int, batched: bool) -> Tensor | None:
+    """A mask or weight with the axes that the images were given."""
+    if not isinstance(value, Tensor):
+        return value  # an error that check_beside explains
+    if not batched and value.dim() == axes + 1:
+        value = value.unsqueeze(0)
+    return value.unsqueeze(-2) if axes == 1 and value.dim() == 3 else value
+
+
+def compute_loss(
+    loss: ReducedLoss,
+    input: Tensor,
+    target: Tensor,
+    window_size: Taps = 11,
+    sigma: Sigma = 1.5,
+    data_range: float | None = None,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    window: Window = "gaussian",
+    term: str = "ssim",
+    nonnegative_ssim: bool = False,
+    sample_covariance: bool = False,
+    spatial_dims: int | None = None,
+    mask: Tensor | None = None,
+    mask_threshold: float = 0.5,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """ssim_loss, by a backend."""
+    if data_range is None:
+        data_range = default_range(input)
+    # fmt: off
+    settings = check_settings(
+        window_size, sigma, data_range, k1, k2, padding, reduction, window,
+        term, nonnegative_ssim, sample_covariance, spatial_dims,
+    )
+    # fmt: on
+    return evaluate(loss, input, target, settings, mask, mask_threshold, weight)[0]
+
+
+def compute_similarity(
+    loss: ReducedLoss,
+    input: Tensor,
+    target: Tensor,
+    *,
+    data_range: float | None = None,
+    return_cs: bool = False,
+    mask: Tensor | None = None,
+    mask_threshold: float = 0.5,
+    weight: Tensor | None = None,
+    **names: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """ssim, by a backend; names: the other settings, as in compute_loss."""
+    if data_range is None:
+        data_range = default_range(input)
+    settings = check_settings(data_range=data_range, **names)
+    value = to_similarity(*evaluate(loss, input, target, settings, mask, mask_threshold, weight))
+    if not return_cs:
+        return value
+    if settings.kind != "ssim":
+        raise ValueError("return_cs goes with term 'ssim' and without nonnegative_ssim")
+    settings = settings._replace(kind="contrast")
+    cs = to_similarity(*evaluate(loss, input, target, settings, mask, mask_threshold, weight))
+    return value, cs
+
+
+def to_similarity(loss: Tensor, request: Request) -> Tensor:
     """SSIM from its loss; never above 1, since the loss is never negative."""
-    if settings.reduction != "sum":
+    if request.settings.reduction != "sum":
         return 1 - loss
-    shrink = len(settings.window) - 1 - 2 * settings.pad
-    *planes, h, w = input.shape
-    windows = (h - shrink) * (w - shrink)
-    for size in planes:
-        windows *= size
-    return windows - loss
+    if request.share is not None:
+        return sum_from(request.share).squeeze() - loss
+    return math.prod(request.map_shape) - loss

@@ -4,30 +4,111 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PADDINGS = ("same", "valid")
-REDUCTIONS = ("mean", "sum", "image", "none")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# pictures as files hold them, for values alone, and the data range that their type implies
+WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+BORDERS = ("reflect", "replicate", "circular")  # made by _border.py, then as "valid"
+PADDINGS = ("same", "valid", *BORDERS)
+REDUCTIONS = ("mean", "sum", "image", "channel", "none")
+TERMS = {"ssim": "ssim", "contrast_structure": "contrast", "luminance": "luminance"}
+
+# taps along each axis, or of every axis
+Taps = int | Sequence[int]
+Sigma = float | Sequence[float]
+# "gaussian", "uniform", the taps of one window, or those of one for each axis
+Window = str | Tensor | Sequence[float] | Sequence[Sequence[float]]
 
 
 class Settings(NamedTuple):
     """What a call computes, checked; hashable, so that it can be cached."""
 
-    window: tuple[float, ...]  # taps of the 1-D window, sum 1
+    windows: tuple[tuple[float, ...], ...]  # taps of each axis's window, or one for every axis
     data_range: float
     k1: float
     k2: float
     padding: str
     reduction: str
+    kind: str = "ssim"  # which map, see csrc/ssim_cpu.cpp
+    spatial_dims: int | None = None  # None: from the images' rank
+    sample_covariance: bool = False
 
-    @property
-    def pad(self) -> int:
-        """Zeros in front of and behind each row and column."""
-        return len(self.window) // 2 if self.padding == "same" else 0
+    def taps(self, axes: int) -> list[int]:
+        """Taps along each of the last ``axes`` axes."""
+        counts = [len(window) for window in self.windows]
+        return counts * axes if len(counts) == 1 else counts
+
+    def pads(self, axes: int) -> list[int]:
+        """Pixels in front of and behind each of the last ``axes`` axes."""
+        inside = self.padding == "valid"
+        return [0 if inside else taps // 2 for taps in self.taps(axes)]
+
+    def map_size(self, size: Sequence[int]) -> list[int]:
+        """Spatial size of the map of images of a spatial size."""
+        axes = len(size)
+        sizes = zip(size, self.taps(axes), self.pads(axes))
+        return [length + 2 * pad - (taps - 1) for length, taps, pad in sizes]
+
+
+# ---- numbers and words ----
+
+
+def _constant(value: Any) -> Any:
+    """A number as such, also where Dynamo would make it an input of its graph (dynamic=True)."""
+    if not torch.compiler.is_compiling():
+        return value
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return guard_scalar(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return _constant(value)
+
+
+def positive(name: str, value: float) -> float:
+    """A positive, finite number, or an error."""
+    value = _number(name, value)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
+def nonnegative(name: str, value: float) -> float:
+    """A finite number that is at least 0, or an error."""
+    return 0.0 if _number(name, value) == 0 else positive(name, value)
+
+
+def finite(name: str, value: float) -> float:
+    """A finite number, or an error."""
+    value = _number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """One of the choices, or an error."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False, or an error."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+# ---- windows ----
 
 
 def gaussian_window(window_size: int, sigma: float) -> tuple[float, ...]:
@@ -38,69 +119,175 @@ def gaussian_window(window_size: int, sigma: float) -> tuple[float, ...]:
     return tuple(tap / total for tap in taps)
 
 
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return float(value)
+def _single(value: float) -> float:
+    """The nearest float32."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
 
 
-def _nonnegative(name: str, value: float) -> float:
-    return 0.0 if value == 0 and not isinstance(value, bool) else _positive(name, value)
+def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
+    """Taps in float32 that sum to 1 as nearly as they can.
+
+    Taps that sum to 1 + e make each variance wrong by e times the squared mean: of a bright image,
+    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the middle, and
+    what is left of it to small taps, whose steps are finer.
+    """
+    taps = [_single(tap) for tap in window]
+    middle = len(taps) // 2
+    taps[middle] = _single(taps[middle] + (1 - math.fsum(taps)))
+    small = next((i for i in range(middle) if taps[i] > 1e-5), None)
+    if small is not None:
+        tap = _single(taps[small] + (1 - math.fsum(taps)) / 2)
+        taps[small] = taps[-1 - small] = tap
+    return tuple(taps)
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def _odd(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = _constant(value)
+    if value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} must be odd and at least 1, got {value}")
     return value
 
 
+def _each(name: str, value: Any) -> tuple:
+    """A value for every axis, or one for each."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not 1 <= len(values) <= 3:
+        raise ValueError(f"{name} must be one number or one for each axis, got {value!r}")
+    return values
+
+
+def _user_window(name: str, taps: Sequence[float]) -> tuple[float, ...]:
+    taps = tuple(finite(name, tap) for tap in taps)
+    if len(taps) % 2 == 0:
+        raise ValueError(f"{name} must have an odd number of taps, got {len(taps)}")
+    total = math.fsum(taps)
+    if abs(total - 1) > 1e-4:
+        raise ValueError(f"{name} must sum to 1, got a sum of {total:.6g}")
+    if any(abs(tap - other) > 1e-6 for tap, other in zip(taps, reversed(taps))):
+        raise ValueError(f"{name} must be symmetric, got {taps}")
+    # what rounding left of sum and symmetry
+    return tuple(0.5 * (tap + other) / total for tap, other in zip(taps, reversed(taps)))
+
+
+def _windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float, ...], ...]:
+    if isinstance(window, str):
+        choice("window", window, ("gaussian", "uniform"))
+        sizes = tuple(_odd("window_size", size) for size in _each("window_size", window_size))
+        sigmas = tuple(positive("sigma", value) for value in _each("sigma", sigma))
+        if 1 < len(sizes) != len(sigmas) > 1:
+            raise ValueError(
+                f"window_size and sigma differ in their axes, got {window_size} and {sigma}"
+            )
+        axes = max(len(sizes), len(sigmas))
+        sizes, sigmas = sizes * (axes // len(sizes)), sigmas * (axes // len(sigmas))
+        if window == "uniform":
+            return tuple((1.0 / size,) * size for size in sizes)
+        return tuple(map(gaussian_window, sizes, sigmas))
+    if not isinstance(window, tuple) or not window:
+        raise TypeError(
+            "window must be 'gaussian', 'uniform', or the taps of 1-D windows, "
+            f"got {type(window).__name__}"
+        )
+    if all(isinstance(axis, tuple) for axis in window):
+        if len(window) > 3:
+            raise ValueError(f"window must have one axis to three, got {len(window)}")
+        return tuple(_user_window(f"window of axis {i}", axis) for i, axis in enumerate(window))
+    return (_user_window("window", window),)
+
+
+def _hashable(value: Any) -> Any:
+    """Lists and tensors as tuples."""
+    if isinstance(value, Tensor):
+        value = value.detach().tolist()
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+# ---- all settings ----
+
+
 def _check_settings(
-    window_size: int,
-    sigma: float,
-    data_range: float,
-    k1: float,
-    k2: float,
-    padding: str,
-    reduction: str,
+    window_size: Taps = 11,
+    sigma: Sigma = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    window: Any = "gaussian",
+    term: str = "ssim",
+    nonnegative_ssim: bool = False,
+    sample_covariance: bool = False,
+    spatial_dims: int | None = None,
 ) -> Settings:
-    if isinstance(window_size, bool) or not isinstance(window_size, int):
-        raise TypeError(f"window_size must be an int, got {type(window_size).__name__}")
-    if window_size < 1 or window_size % 2 == 0:
-        raise ValueError(f"window_size must be odd and at least 1, got {window_size}")
+    kind = TERMS[choice("term", term, tuple(TERMS))]
+    if flag("nonnegative_ssim", nonnegative_ssim):
+        if term != "ssim":
+            raise ValueError(f"nonnegative_ssim goes with term 'ssim', got {term!r}")
+        kind = "nonnegative"
     return Settings(
-        window=gaussian_window(window_size, _positive("sigma", sigma)),
-        data_range=_positive("data_range", data_range),
-        k1=_nonnegative("k1", k1),
-        k2=_nonnegative("k2", k2),
-        padding=_choice("padding", padding, PADDINGS),
-        reduction=_choice("reduction", reduction, REDUCTIONS),
+        windows=_windows(window_size, sigma, window),
+        data_range=positive("data_range", data_range),
+        k1=nonnegative("k1", k1),
+        k2=nonnegative("k2", k2),
+        padding=choice("padding", padding, PADDINGS),
+        reduction=choice("reduction", reduction, REDUCTIONS),
+        kind=kind,
+        spatial_dims=choice("spatial_dims", spatial_dims, (None, 1, 2, 3)),
+        sample_covariance=flag("sample_covariance", sample_covariance),
     )
 
 
 _cached_settings = functools.lru_cache(maxsize=256, typed=True)(_check_settings)
 
 
-def check_settings(*settings: Any) -> Settings:
-    """The settings of a call, ``window_size`` to ``reduction``, or a clear error."""
+def check_settings(*settings: Any, **named: Any) -> Settings:
+    """The settings of a call as _check_settings names them, or a clear error."""
     # Dynamo traces through the check itself; it warns at a cache
-    if torch.compiler.is_compiling():
-        return _check_settings(*settings)
-    return _cached_settings(*settings)
+    check = _check_settings if torch.compiler.is_compiling() else _cached_settings
+    if not torch.compiler.is_compiling():
+        try:
+            return check(*settings, **named)
+        except TypeError as error:
+            tensors = any(isinstance(value, Tensor) for value in (*settings, *named.values()))
+            if not tensors and "unhashable" not in str(error):
+                raise
+    named = {name: _hashable(value) for name, value in named.items()}
+    return check(*map(_hashable, settings), **named)
+
+
+def default_range(image: Tensor) -> float:
+    """The data range of images for which none is given."""
+    return WHOLE.get(image.dtype, 1.0) if isinstance(image, Tensor) else 1.0
+
+
+# ---- images ----
 
 
 def _check_image(name: str, image: Tensor) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
-    if image.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {image.dtype}")
+    if image.dtype not in FLOATING and image.dtype not in WHOLE:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32, float64, or, for a value alone, "
+            f"uint8 or uint16, got {image.dtype}"
+        )
     if image.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {image.layout}")
 
 
-def check_images(input: Tensor, target: Tensor, settings: Settings) -> None:
-    """Both images fit each other and the window, or a clear error."""
+SHAPES = {
+    None: "(N, C, H, W), (C, H, W) or (N, C, D, H, W)",
+    1: "(N, C, L) or (C, L)",
+    2: "(N, C, H, W) or (C, H, W)",
+    3: "(N, C, D, H, W) or (C, D, H, W)",
+}
+
+
+def check_pair(input: Tensor, target: Tensor) -> None:
+    """Two images that can be compared pixel by pixel, or a clear error."""
     _check_image("input", input)
     _check_image("target", target)
     shape = input.shape
@@ -109,9 +296,7 @@ def check_images(input: Tensor, target: Tensor, settings: Settings) -> None:
             "input and target must have the same shape, "
             f"got {tuple(shape)} and {tuple(target.shape)}"
         )
-    if len(shape) not in (3, 4):
-        raise ValueError(f"images must be (N, C, H, W) or (C, H, W), got shape {tuple(shape)}")
-    if 0 in shape:
+    if 0 in shape or not shape:
         raise ValueError(f"images must not be empty, got shape {tuple(shape)}")
     if input.dtype != target.dtype:
         raise TypeError(
@@ -121,9 +306,60 @@ def check_images(input: Tensor, target: Tensor, settings: Settings) -> None:
         raise ValueError(
             f"input and target must be on one device, got {input.device} and {target.device}"
         )
-    taps = len(settings.window)
-    if settings.padding == "valid" and (shape[-2] < taps or shape[-1] < taps):
+
+
+def check_images(input: Tensor, target: Tensor, settings: Settings) -> int:
+    """Both images fit each other and the window, or a clear error; how many spatial axes."""
+    check_pair(input, target)
+    shape, axes = input.shape, settings.spatial_dims
+    rank = len(shape)
+    if (rank not in (3, 4, 5)) if axes is None else (rank not in (axes + 1, axes + 2)):
+        raise ValueError(f"images must be {SHAPES[axes]}, got shape {tuple(shape)}")
+    if axes is None:
+        axes = 3 if rank == 5 else 2
+    _check_fit(shape[rank - axes :], settings)
+    return axes
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _check_fit(size: Sequence[int], settings: Settings) -> None:
+    """The windows and the border fit the images' spatial size, or a clear error."""
+    axes = len(size)
+    if len(settings.windows) not in (1, axes):
         raise ValueError(
-            f"padding 'valid' needs images of at least {taps} x {taps}, "
-            f"got {shape[-2]} x {shape[-1]}"
+            f"window settings for {len(settings.windows)} axes do not fit images of {axes}"
         )
+    if settings.padding == "same" or settings.padding == "replicate":
+        return
+    taps = settings.taps(axes)
+    if settings.padding == "valid":
+        needed = taps
+    else:  # a border reaches no further than the image itself
+        needed = [count // 2 + (settings.padding == "reflect") for count in taps]
+    if any(length < least for length, least in zip(size, needed)):
+        raise ValueError(
+            f"padding {settings.padding!r} needs images of at least {_by(needed)}, got {_by(size)}"
+        )
+
+
+def check_beside(name: str, value: Tensor, image: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask or weight that lies beside (N, C, ...) images, with their rank, or a clear error."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype != torch.bool and value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be bool or floating-point, got {value.dtype}")
+    if value.requires_grad:
+        raise ValueError(f"{name} must not require a gradient: none flows to it")
+    if value.device != image.device:
+        raise ValueError(f"{name} must be on the images' device {image.device}, got {value.device}")
+    n, c = image.shape[:2]
+    shape = tuple(value.shape)
+    fits = len(shape) == image.dim() and shape[0] in (1, n) and shape[1] in (1, c)
+    if not fits or shape[2:] != tuple(size):
+        raise ValueError(
+            f"{name} must be ({n} or 1, {c} or 1, {', '.join(map(str, size))}), got shape {shape}"
+        )
+    return value

@@ -1,34 +1,45 @@
-"""The native operators: loading them, their fake kernels, and their gradients."""
+"""The native operators: loading them, which path serves a call, and their gradients."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import reference
-from ._checks import Settings
+from . import _distributed, reference
+from ._checks import WHOLE, Settings, single_window
+from ._fakes import register_fakes
+from ._request import KINDS, PLANE, REDUCED_TO, SUM, Request, accumulate_dtype, is_half
 
 LIBRARY = Path(__file__).with_name("_C_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
 CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_kernel.h
+# what fits a block's shared memory, with gradients and in float64
+CUDA_MOST_TAPS_OF_A_VOLUME = 15
 
 
-def _load(library: Path) -> str | None:
+def _load(library: Path, load: Callable[[Path], None]) -> str | None:
     """Load a library of operators; the reason where it cannot be had."""
     if not library.exists():
         why = library.with_suffix(".why")  # left by setup.py
         reason = why.read_text(encoding="utf-8").strip() if why.exists() else "reason unknown"
         return f"it was not built: {reason}"
     try:
-        torch.ops.load_library(str(library))
-        if library == LIBRARY:
-            torch.ops.ssim_fused.cpu_isa()
+        load(library)
     except (OSError, RuntimeError) as error:
         return f"it does not load: {str(error).strip().splitlines()[0]}"
     return None
+
+
+def _load_cpu(library: Path) -> None:
+    torch.ops.load_library(str(library))
+    torch.ops.ssim_fused.cpu_isa()
 
 
 def _load_cuda() -> str | None:
@@ -36,54 +47,161 @@ def _load_cuda() -> str | None:
         return "this torch is built without CUDA"
     if cpu_reason is not None:
         return f"the CPU library, which declares the operators, is missing: {cpu_reason}"
-    return _load(CUDA_LIBRARY)
+    from . import _cuda  # a fifth of the import's time, which a torch without CUDA is spared
+
+    return _load(CUDA_LIBRARY, _cuda.load) or _cuda.reason()
 
 
 # None where the path is in use
-cpu_reason = _load(LIBRARY)
+cpu_reason = _load(LIBRARY, _load_cpu)
 cuda_reason = _load_cuda()
 
 
-def serves(input: Tensor, settings: Settings) -> bool:
-    """Whether a native kernel computes images like this one."""
-    if input.device.type == "cuda":
-        return cuda_reason is None and len(settings.window) <= CUDA_MOST_TAPS
-    return input.device.type == "cpu" and cpu_reason is None
+# ---- which path ----
 
 
-def reduced_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
-    """1 - SSIM of (N, C, H, W) images, reduced: native where it can be, plain PyTorch elsewhere."""
-    if not serves(input, settings):
-        return reference.reduced_loss(input, target, settings)
-    if settings.reduction in ("mean", "sum"):
-        return _scalar_loss(input, target, settings)
-    return _apply(_MapLoss, input, target, settings)
+def _under_transform(request: Request) -> bool:
+    """Whether vmap or forward-mode derivatives are taken, which the operators do not know."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        kinds = (torch._C._functorch.TransformType.Grad,)
+        stack = torch._C._functorch.get_interpreter_stack()
+        return any(interpreter.key() not in kinds for interpreter in stack)
+    if forward_ad._current_level < 0:
+        return False
+    images = (request.input, request.target)
+    return any(forward_ad.unpack_dual(image).tangent is not None for image in images)
 
 
-def _arguments(settings: Settings) -> tuple:
+def _is_spread(request: Request) -> bool:
+    """Whether the images are DTensors, whose sums can be shared out, but not their means."""
+    if type(request.input) is Tensor or not _distributed.is_spread(request.input):
+        return False
+    _distributed.register_operators()
+    return True
+
+
+def no_kernel(request: Request, device: str) -> str | None:
+    """Why the library of a device would not compute a request; None where it would."""
+    if device not in ("cpu", "cuda"):
+        return f"there is no native code for device {device!r}"
+    if device == "cuda":
+        if request.mask is not None:
+            return "masks have no CUDA kernel"
+        if max(request.settings.taps(request.axes)) > CUDA_MOST_TAPS:
+            return f"the CUDA kernels serve windows of at most {CUDA_MOST_TAPS} taps"
+        if request.axes == 3:
+            if request.share is not None:
+                return "weights of windows have no CUDA kernel for volumes"
+            if request.input.dtype in WHOLE:
+                return "whole numbers have no CUDA kernel for volumes"
+            if max(request.settings.taps(3)) > (most := CUDA_MOST_TAPS_OF_A_VOLUME):
+                return f"the CUDA kernels for volumes serve windows of at most {most} taps"
+    return None
+
+
+def why_reference(request: Request, device: str | None = None) -> str | None:
+    """None where a native kernel computes a request, else the reason why none does.
+
+    device: another than the images' own.
+    """
+    device = device or request.input.device.type
+    if device == "cpu" and cpu_reason is not None:
+        return cpu_reason
+    if device == "cuda" and cuda_reason is not None:
+        return cuda_reason
+    if _under_transform(request):
+        return "vmap and forward-mode derivatives are PyTorch's"
+    return no_kernel(request, device)
+
+
+def in_float32(request: Request, device: str | None = None) -> bool:
+    """Whether other types are converted to float32 first, and not in the kernel.
+
+    The CPU kernels for volumes, masked images and windows other than 11 x 11 know float32 and
+    float64 alone. And float16 gradients of weighted means would fall below its smallest number.
+    """
+    if request.input.dtype in (torch.float32, torch.float64):
+        return False
+    device = device or request.input.device.type
+    general = request.axes == 3 or request.settings.taps(request.axes) != [11, 11]
+    if device == "cpu" and (general or request.mask is not None):
+        return True
+    return request.share is not None and request.input.dtype == torch.float16
+
+
+def _to_float32(request: Request) -> Request:
+    return request._replace(input=request.input.float(), target=request.target.float())
+
+
+def reduced_loss(request: Request) -> Tensor:
+    """1 - SSIM, reduced: native where it can be, plain PyTorch elsewhere."""
+    if why_reference(request) is not None:
+        return reference.reduced_loss(request)
+    if in_float32(request):
+        value = reduced_loss(_to_float32(request))
+        is_map = request.settings.reduction == "none" and request.input.is_floating_point()
+        return value.to(request.input.dtype) if is_map else value
+    is_spread = _is_spread(request)
+    if request.settings.reduction in ("mean", "sum"):
+        if is_spread and request.settings.reduction == "mean" and request.share is None:
+            total = request._replace(settings=request.settings._replace(reduction="sum"))
+            return scalar_loss(total) / math.prod(request.map_shape)
+        return scalar_loss(request)
+    return _apply(_MapLoss, *request)
+
+
+def image_terms(request: Request, term_weights: tuple[float, ...]) -> Tensor:
+    """[4]: the weighted sum of SSIM loss, MSE and L1; and the three, unweighted."""
+    one_pass = request.mask is None and request.axes != 3
+    if why_reference(request) is not None or not one_pass or _is_spread(request):
+        return reference.separate_terms(reduced_loss, request, term_weights)
+    return scalar_loss(_to_float32(request) if in_float32(request) else request, term_weights)
+
+
+def _flat(settings: Settings, single: bool) -> tuple:
+    """Settings as the operators take them, for float32 arithmetic or float64."""
+    windows = tuple(map(single_window, settings.windows)) if single else settings.windows
     return (
-        settings.window,
+        windows[0] if len(windows) == 1 else tuple(tap for window in windows for tap in window),
+        tuple(map(len, windows)),
         settings.data_range,
         settings.k1,
         settings.k2,
         settings.padding == "valid",
+        KINDS.index(settings.kind),
     )
 
 
-def _is_half(image: Tensor) -> bool:
-    return image.dtype in (torch.float16, torch.bfloat16)
+_cached_flat = functools.lru_cache(maxsize=256)(_flat)
 
 
-def _windows(image: Tensor, settings: Settings) -> tuple[int, int]:
-    """Height and width of the map."""
-    shrink = len(settings.window) - 1 - 2 * settings.pad
-    return image.shape[-2] - shrink, image.shape[-1] - shrink
+def _arguments(settings: Settings, image: Tensor) -> tuple:
+    flat = _flat if torch.compiler.is_compiling() else _cached_flat
+    return flat(settings, image.dtype != torch.float64)
 
 
-def _wants_higher_order() -> bool:
+# ---- gradients ----
+
+_is_vmapped = torch._C._functorch.is_batchedtensor
+_is_batched_gradient = torch._C._functorch.is_legacy_batchedtensor
+
+
+def _wants_higher_order(*depends: Tensor | None) -> bool:
+    """Whether gradients are wanted that are themselves differentiable by what they depend on."""
     # backward runs with gradients enabled only for create_graph=True; tracing for torch.compile
     # looks the same, but builds a first-order backward
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    # what a finished torch.func.grad has wrapped says that it requires a gradient, but cannot
+    alive = (torch._C._functorch.unwrap_if_dead(v) for v in depends if v is not None)
+    return any(value.requires_grad for value in alive)
+
+
+def _is_batched(value: Tensor) -> bool:
+    """Whether a value stands for many, of vmap or of autograd's is_grads_batched."""
+    return _is_vmapped(value) or _is_batched_gradient(value)
 
 
 def _is_one(grad_value: Tensor) -> bool:
@@ -99,19 +217,24 @@ def _is_last_backward() -> bool:
     return kept is not None and not torch.compiler.is_compiling() and not kept()
 
 
-def _reference_gradients(
-    ctx: Any, grad_value: Tensor, input: Tensor, target: Tensor, settings: Settings
+def _differentiable_gradients(
+    needs: tuple[bool, ...],
+    grads: tuple[Tensor, ...],
+    request: Request,
+    compute: Callable[[Request], tuple[Tensor, ...]],
 ) -> tuple:
     """Gradients by way of the reference, themselves differentiable."""
     with torch.enable_grad():
         # fresh graph nodes: input and target may be one tensor, or derive from each other
-        x, y = input.view_as(input), target.view_as(target)
-        value = reference.reduced_loss(x, y, settings)
-        wanted = [image for image, needed in zip((x, y), ctx.needs_input_grad) if needed]
-        found = iter(
-            torch.autograd.grad(value, wanted, grad_value.to(value.dtype), create_graph=True)
-        )
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:2])
+        x, y = request.input.view_as(request.input), request.target.view_as(request.target)
+        values = compute(request._replace(input=x, target=y))
+        wanted = [image for image, needed in zip((x, y), needs) if needed]
+        # a pooled target does not depend on the input
+        pairs = zip(values, grads)
+        depend = [(v, grad) for v, grad in pairs if v.requires_grad and grad is not None]
+        values, grads = zip(*((value, grad.to(value.dtype)) for value, grad in depend))
+        found = iter(torch.autograd.grad(values, wanted, grads, create_graph=True))
+    return tuple(next(found) if needed else None for needed in needs[:2])
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
@@ -128,134 +251,212 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 # ---- mean and sum: the gradient is made with the value, backward scales it ----
 
 
-def _scalar_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
-    enabled = torch.is_grad_enabled()
-    need_input, need_target = enabled and input.requires_grad, enabled and target.requires_grad
-    if need_input or need_target:
-        return _apply(_ScalarLoss, input, target, settings, need_input, need_target)[0]
-    return torch.ops.ssim_fused.loss.default(
-        input, target, *_arguments(settings), settings.reduction, False, False
-    )[0]
+def _loss_arguments(request: Request, reduced_to: int | None = None) -> tuple:
+    input, target, settings, *beside = request
+    if reduced_to is None:
+        # what a window's share is in what the loss is reduced to, it is in the sum
+        has_share = request.share is not None
+        reduced_to = SUM if has_share else REDUCED_TO.index(settings.reduction)
+    return (input, target, *beside, *_arguments(settings, input), reduced_to)
+
+
+def scalar_loss(request: Request, term_weights: tuple[float, ...] = ()) -> Tensor:
+    """The loss as one number; with term_weights, [4]: their sum and the unweighted terms."""
+    if torch.is_grad_enabled():
+        need_input, need_target = request.input.requires_grad, request.target.requires_grad
+        if need_input or need_target:
+            return _apply(_ScalarLoss, *request, term_weights, need_input, need_target)[0]
+    return torch.ops.ssim_fused.loss.default(*_loss_arguments(request), term_weights)
 
 
 class _ScalarLoss(torch.autograd.Function):
     @staticmethod
-    def forward(input, target, settings, need_input, need_target):
-        return torch.ops.ssim_fused.loss.default(
-            input, target, *_arguments(settings), settings.reduction, need_input, need_target
+    def forward(
+        input, target, settings, share, mask, coverage, term_weights, need_input, need_target
+    ):
+        request = Request(input, target, settings, share, mask, coverage)
+        value, grad_input, grad_target = torch.ops.ssim_fused.loss_and_gradients.default(
+            *_loss_arguments(request), term_weights, need_input, need_target
         )
+        return value, grad_input if need_input else None, grad_target if need_target else None
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, target, settings, need_input, need_target = inputs
-        _, grad_input, grad_target = output
-        ctx.mark_non_differentiable(grad_input, grad_target)
+        input, target, ctx.settings, share, mask, coverage, ctx.term_weights, *_ = inputs
+        gradients = output[1:]
+        ctx.mark_non_differentiable(*(made for made in gradients if made is not None))
         ctx.set_materialize_grads(False)
-        # input and target are references, kept for double backward alone
-        ctx.save_for_backward(input, target, grad_input, grad_target)
-        ctx.settings = settings
-        ctx.needed = (need_input, need_target)
+        # all but the gradients are references, kept for double backward alone
+        ctx.save_for_backward(input, target, *gradients, share, mask, coverage)
 
     @staticmethod
     def backward(ctx, grad_value, *_):
         if grad_value is None:
-            return None, None, None, None, None
-        input, target, grad_input, grad_target = ctx.saved_tensors
+            return (None,) * 9
+        input, target, grad_input, grad_target, *beside = ctx.saved_tensors
         settings = ctx.settings
-        if _wants_higher_order():
-            gradients = _reference_gradients(ctx, grad_value, input, target, settings)
-            return *gradients, None, None, None
+        if _wants_higher_order(input, target, grad_value):
+            request, term_weights = Request(input, target, settings, *beside), ctx.term_weights
+
+            def compute(request: Request) -> tuple[Tensor]:
+                if term_weights:
+                    return (reference.image_terms(request, term_weights),)
+                return (reference.reduced_loss(request),)
+
+            gradients = _differentiable_gradients(
+                ctx.needs_input_grad, (grad_value,), request, compute
+            )
+            return *gradients, *(None,) * 7
+        if ctx.term_weights:
+            grad_value = grad_value[0]  # of the sum alone
         if input.dtype == torch.float16 and settings.reduction == "mean":
             # float16's gradients are stored for the sum, see csrc/ssim_cpu.cpp
-            h, w = _windows(input, settings)
-            grad_value = grad_value / (input.shape[0] * input.shape[1] * h * w)
+            planes = input.shape[0] * input.shape[1]
+            grad_value = grad_value / (planes * _windows(Request(input, target, settings)))
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
-        last = _is_last_backward()
-        if not (last and _is_one(grad_value)):
-            scale = torch.Tensor.mul_ if last else torch.mul
-            grad_input, grad_target = scale(grad_input, grad_value), scale(grad_target, grad_value)
-        need_input, need_target = ctx.needed
-        return (
-            grad_input if need_input else None,
-            grad_target if need_target else None,
+        last = _is_last_backward() and not _is_batched(grad_value)
+        if last and _is_one(grad_value):
+            return grad_input, grad_target, *(None,) * 7
+        scale = torch.Tensor.mul_ if last else torch.mul
+        gradients = (grad_input, grad_target)
+        return *(None if made is None else scale(made, grad_value) for made in gradients), *(
             None,
-            None,
-            None,
-        )
+        ) * 7
 
 
-# ---- per image and map: forward keeps the images alone, backward recomputes ----
+# ---- per plane, per image and map: forward keeps the images alone, backward recomputes ----
+
+
+def _per_plane(request: Request) -> Tensor:
+    """[N, C]: means of the planes, or the sums of their windows' shares."""
+    planes = torch.ops.ssim_fused.loss.default(*_loss_arguments(request, PLANE), ())
+    return planes if request.share is None else planes * _windows(request)
+
+
+def _windows(request: Request) -> int:
+    """How many windows a plane has."""
+    count = 1
+    for length in request.map_shape[2:]:
+        count *= length
+    return count
 
 
 class _MapLoss(torch.autograd.Function):
     @staticmethod
-    def forward(input, target, settings):
-        arguments = _arguments(settings)
+    def forward(input, target, settings, share, mask, coverage):
+        request = Request(input, target, settings, share, mask, coverage)
         if settings.reduction == "none":
-            return torch.ops.ssim_fused.loss_map.default(input, target, *arguments)
-        return torch.ops.ssim_fused.loss.default(input, target, *arguments, "image", False, False)[
-            0
-        ]
+            return torch.ops.ssim_fused.loss_map.default(
+                input, target, mask, coverage, *_arguments(settings, input)
+            )
+        planes = _per_plane(request)
+        if settings.reduction == "channel":
+            return planes
+        return planes.mean(1) if share is None else planes.sum(1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, target, settings = inputs
-        ctx.save_for_backward(input, target)
-        ctx.settings = settings
+        input, target, ctx.settings, *beside = inputs
+        ctx.save_for_backward(input, target, *beside)
 
     @staticmethod
     def backward(ctx, grad_value):
-        input, target = ctx.saved_tensors
-        settings = ctx.settings
-        if _wants_higher_order():
-            return *_reference_gradients(ctx, grad_value, input, target, settings), None
-        grad_map = grad_value.to(torch.float32) if _is_half(input) else grad_value
-        if settings.reduction == "image":
-            h, w = _windows(input, settings)
-            share = grad_map / (input.shape[1] * h * w)
-            grad_map = share.view(-1, 1, 1, 1).expand(*input.shape[:2], h, w)
+        input, target, *beside = ctx.saved_tensors
+        request = Request(input, target, ctx.settings, *beside)
+        if _wants_higher_order(input, target, grad_value):
+            gradients = _differentiable_gradients(
+                ctx.needs_input_grad, (grad_value,), request, lambda r: (reference.reduced_loss(r),)
+            )
+            return *gradients, *(None,) * 4
+        grad_map = grad_value.to(accumulate_dtype(input))
+        if ctx.settings.reduction != "none":
+            if ctx.settings.reduction == "image":
+                grad_map = grad_map[:, None]
+            if request.share is None:
+                planes = input.shape[1] if ctx.settings.reduction == "image" else 1
+                grad_map = grad_map / (planes * _windows(request))
+            grad_map = grad_map[(..., *(None,) * request.axes)].expand(request.map_shape)
+            if request.share is not None:
+                grad_map = grad_map * request.share
         need_input, need_target = ctx.needs_input_grad[:2]
         grad_input, grad_target = torch.ops.ssim_fused.loss_backward.default(
-            grad_map, input, target, *_arguments(settings), need_input, need_target
+            grad_map,
+            input,
+            target,
+            *beside[1:],
+            *_arguments(ctx.settings, input),
+            need_input,
+            need_target,
         )
-        return grad_input if need_input else None, grad_target if need_target else None, None
+        return (
+            grad_input if need_input else None,
+            grad_target if need_target else None,
+            *(None,) * 4,
+        )
 
 
-# ---- fake kernels: shapes and dtypes for torch.compile and meta tensors ----
+# ---- one scale of MS-SSIM: the loss of each plane, and both images at half their size ----
 
 
-def _accumulate_dtype(image: Tensor) -> torch.dtype:
-    return torch.float32 if _is_half(image) else image.dtype
+class _ScaleLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(input, target, settings, offset, need_input, need_target):
+        *made, grad_input, grad_target = torch.ops.ssim_fused.loss_and_pool.default(
+            input, target, offset, *_arguments(settings, input), need_input, need_target
+        )
+        return *made, grad_input if need_input else None, grad_target if need_target else None
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, target, ctx.settings, ctx.offset, *needed = inputs
+        _, *pooled, grad_input, grad_target = output
+        # half of an image that needs no gradient needs none either
+        constants = [half for half, needs in zip(pooled, needed) if not needs]
+        made = [grad for grad in (grad_input, grad_target) if grad is not None]
+        ctx.mark_non_differentiable(*constants, *made)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, grad_input, grad_target)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        input, target, *made = ctx.saved_tensors
+        grads = grads[:3]
+        if _wants_higher_order(input, target, *grads):
+            gradients = _differentiable_gradients(
+                ctx.needs_input_grad,
+                grads,
+                Request(input, target, ctx.settings),
+                lambda request: reference.scale(request, ctx.offset),
+            )
+            return *gradients, *(None,) * 4
+        grad_planes, *grad_pooled = grads
+        if grad_planes is None:
+            grad_planes = input.new_zeros(input.shape[:2])
+        gradients = (
+            None
+            if grad is None
+            else torch.ops.ssim_fused.unpool.default(grad, grad_planes, from_half, ctx.offset)
+            for grad, from_half in zip(made, grad_pooled)
+        )
+        return *gradients, *(None,) * 4
 
 
-def _fake_gradient(image: Tensor, wanted: bool) -> Tensor:
-    return torch.empty_like(image) if wanted else image.new_empty((0,))
+def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each plane, [N, C], and both images at half their size, in the type of sums.
 
-
-def _fake_loss(
-    input, target, window, data_range, k1, k2, valid, reduction, grad_input, grad_target
-):
-    shape = (input.shape[0],) if reduction == "image" else ()
-    return (
-        input.new_empty(shape, dtype=_accumulate_dtype(input)),
-        _fake_gradient(input, grad_input),
-        _fake_gradient(target, grad_target),
-    )
-
-
-def _fake_loss_map(input, target, window, data_range, k1, k2, valid):
-    shrink = len(window) - 1 if valid else 0
-    n, c, h, w = input.shape
-    return input.new_empty((n, c, h - shrink, w - shrink))
-
-
-def _fake_loss_backward(
-    grad_map, input, target, window, data_range, k1, k2, valid, grad_input, grad_target
-):
-    return _fake_gradient(input, grad_input), _fake_gradient(target, grad_target)
+    offset: for each spatial axis, 1 where the first mean of two pixels begins one pixel before the
+    image, with zero.
+    """
+    native = why_reference(request) is None and request.input.device.type == "cpu"
+    if not native or request.axes != 2:
+        return reference.pooled_scale(reduced_loss, request, offset)
+    enabled = torch.is_grad_enabled()
+    needed = [enabled and image.requires_grad for image in (request.input, request.target)]
+    # a half-precision gradient would be rounded at each scale
+    if in_float32(request) or (any(needed) and is_half(request.input)):
+        request = _to_float32(request)
+    return _apply(_ScaleLoss, *request[:3], offset, *needed)[:3]
 
 
 if cpu_reason is None:
-    torch.library.register_fake("ssim_fused::loss", _fake_loss)
-    torch.library.register_fake("ssim_fused::loss_map", _fake_loss_map)
-    torch.library.register_fake("ssim_fused::loss_backward", _fake_loss_backward)
+    register_fakes()

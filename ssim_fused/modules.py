@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_settings
-from .functional import ssim, ssim_loss
+from ._checks import Sigma, Taps, Window, check_settings, finite
+from ._multiscale import BETAS, check_multiscale
+from .functional import image_loss, ms_ssim_loss, ssim, ssim_loss
 
 
 def _image_channels(x: Tensor, y: Tensor) -> Tensor:
@@ -23,7 +24,37 @@ def _image_channels(x: Tensor, y: Tensor) -> Tensor:
     return y.narrow(-3, 0, 1) if x.shape[-3] == 1 and y.shape[-3] > 1 else y
 
 
-class SSIMLoss(nn.Module):
+class _Settings(nn.Module):
+    """A loss with the settings of a window, checked when it is made and shown by print()."""
+
+    def __init__(self, kernel_size: Taps, sigma: Sigma, **settings: Any) -> None:
+        super().__init__()
+        check_settings(kernel_size, sigma, **_named(settings))
+        self.kernel_size = kernel_size
+        self.sigma = sigma
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self._names = tuple(settings)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings, by the names that the functions have for them."""
+        named = {name: getattr(self, name) for name in self._names}
+        return {"window_size": self.kernel_size, "sigma": self.sigma, **named}
+
+    def extra_repr(self) -> str:
+        """The settings, as ``print(module)`` shows them."""
+        shown = {"kernel_size": self.kernel_size, "sigma": self.sigma}
+        shown |= {name: getattr(self, name) for name in self._names}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings to be checked before there are images, whose type may imply a data range."""
+    others = {name: value for name, value in settings.items() if name != "mask_threshold"}
+    return others if others.get("data_range") is not None else others | {"data_range": 1.0}
+
+
+class SSIMLoss(_Settings):
     r"""1 - SSIM as a module: a drop-in for the usual five-``conv2d`` class.
 
     Where ``x`` has one channel and ``y`` more, ``y``'s first channel is compared (label channels
@@ -34,13 +65,15 @@ class SSIMLoss(nn.Module):
     black cost 1.1e-5), and the loss is not formed by subtraction: see :func:`ssim_fused.ssim_loss`.
 
     Args:
-        kernel_size: taps of the Gaussian window along each axis; odd.
-        sigma: its standard deviation, in pixels.
+        kernel_size: taps of the window along each axis; odd.
+        sigma: standard deviation of the Gaussian, in pixels.
         data_range, k1, k2, padding, reduction: as in :func:`ssim_fused.ssim_loss`.
+        settings: its other settings: window, term, nonnegative_ssim, sample_covariance,
+            spatial_dims, mask_threshold.
 
     Shape:
-        x, y: (N, C, H, W) or (C, H, W). Loss: () for the default ``reduction="mean"``.
-        ``as_loss=False``: the SSIM map, (N, C, H, W) or (C, H, W).
+        x, y: (N, C, H, W) or (C, H, W), and what else ``spatial_dims`` allows. Loss: () for the
+        default ``reduction="mean"``. ``as_loss=False``: the SSIM map, of the images' shape.
 
     Example:
         >>> criterion = SSIMLoss()
@@ -49,46 +82,172 @@ class SSIMLoss(nn.Module):
 
     def __init__(
         self,
-        kernel_size: int = 11,
-        sigma: float = 1.5,
+        kernel_size: Taps = 11,
+        sigma: Sigma = 1.5,
         *,
-        data_range: float = 1.0,
+        data_range: float | None = None,
         k1: float = 0.01,
         k2: float = 0.03,
         padding: str = "same",
         reduction: str = "mean",
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        check_settings(kernel_size, sigma, data_range, k1, k2, padding, reduction)
-        self.kernel_size = kernel_size
-        self.sigma = sigma
-        self.data_range = data_range
-        self.k1 = k1
-        self.k2 = k2
-        self.padding = padding
+        super().__init__(
+            kernel_size,
+            sigma,
+            data_range=data_range,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            reduction=reduction,
+            **settings,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        as_loss: bool = True,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, or the SSIM map where ``as_loss`` is False."""
+        y, settings = _image_channels(x, y), self.settings()
+        if as_loss:
+            return ssim_loss(x, y, mask=mask, weight=weight, **settings)
+        ssim_map = ssim(x, y, mask=mask, weight=weight, **settings | {"reduction": "none"})
+        assert isinstance(ssim_map, Tensor)
+        return ssim_map
+
+
+class MSSSIMLoss(_Settings):
+    """1 - MS-SSIM as a module; see :func:`ssim_fused.ms_ssim_loss`, whose settings it takes.
+
+    Args:
+        kernel_size: taps of the window along each axis; odd.
+        sigma: standard deviation of the Gaussian, in pixels.
+        data_range, k1, k2, padding, window, spatial_dims, betas, normalize, pooling, per_channel,
+            reduction: as in :func:`ssim_fused.ms_ssim_loss`.
+
+    Shape:
+        x, y: (N, C, H, W) or (C, H, W), at least 176 x 176 for the default five scales. Loss: ().
+
+    Example:
+        >>> MSSSIMLoss(data_range=255.0)(model(x), x).backward()
+    """
+
+    def __init__(
+        self,
+        kernel_size: Taps = 11,
+        sigma: Sigma = 1.5,
+        *,
+        data_range: float | None = None,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "valid",
+        window: Window = "gaussian",
+        spatial_dims: int | None = None,
+        betas: Sequence[float] = BETAS,
+        normalize: str | None = None,
+        pooling: str = "floor",
+        per_channel: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            kernel_size,
+            sigma,
+            data_range=data_range,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            window=window,
+            spatial_dims=spatial_dims,
+        )
+        check_multiscale(betas, normalize, pooling, per_channel, reduction, spatial_dims)
+        self.betas = tuple(betas)
+        self.normalize = normalize
+        self.pooling = pooling
+        self.per_channel = per_channel
         self.reduction = reduction
 
-    def forward(self, x: Tensor, y: Tensor, as_loss: bool = True) -> Tensor:
-        """The loss, or the SSIM map where ``as_loss`` is False."""
-        function, reduction = (ssim_loss, self.reduction) if as_loss else (ssim, "none")
-        return function(
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss."""
+        return ms_ssim_loss(
             x,
-            _image_channels(x, y),
-            window_size=self.kernel_size,
-            sigma=self.sigma,
-            data_range=self.data_range,
-            k1=self.k1,
-            k2=self.k2,
-            padding=self.padding,
-            reduction=reduction,
+            y,
+            betas=self.betas,
+            normalize=self.normalize,
+            pooling=self.pooling,
+            per_channel=self.per_channel,
+            reduction=self.reduction,
+            **self.settings(),
         )
 
     def extra_repr(self) -> str:
         """The settings, as ``print(module)`` shows them."""
         return (
-            f"kernel_size={self.kernel_size}, sigma={self.sigma}, data_range={self.data_range}, "
-            f"k1={self.k1}, k2={self.k2}, padding={self.padding!r}, reduction={self.reduction!r}"
+            f"{super().extra_repr()}, betas={self.betas}, normalize={self.normalize!r}, "
+            f"pooling={self.pooling!r}, per_channel={self.per_channel}, "
+            f"reduction={self.reduction!r}"
         )
+
+
+class PhotometricLoss(_Settings):
+    r"""The loss of radiance fields: (1 - lambda) L1 + lambda D-SSIM, in one pass.
+
+    D-SSIM is 1 - SSIM here, as in the code of 3-D Gaussian splatting and what follows it, not half
+    of that.
+
+    Args:
+        lambda_dssim: lambda, in [0, 1].
+        kernel_size: taps of the window along each axis; odd.
+        sigma: standard deviation of the Gaussian, in pixels.
+        data_range, k1, k2, padding: as in :func:`ssim_fused.ssim_loss`.
+        settings: window, spatial_dims, mask_threshold, as there.
+
+    Shape:
+        x, y: (N, C, H, W) or (C, H, W); mask: (N or 1, C or 1, H, W). Loss: ().
+
+    Example:
+        >>> criterion = PhotometricLoss()
+        >>> criterion(render, photo, mask=seen).backward()
+
+    Source:
+        B. Kerbl, G. Kopanas, T. Leimkuehler, G. Drettakis, "3D Gaussian Splatting for Real-Time
+        Radiance Field Rendering", ACM Transactions on Graphics 42 (4), 2023, equation 7.
+        https://doi.org/10.1145/3592433
+    """
+
+    def __init__(
+        self,
+        lambda_dssim: float = 0.2,
+        kernel_size: Taps = 11,
+        sigma: Sigma = 1.5,
+        *,
+        data_range: float | None = None,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "same",
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding, **settings
+        )
+        if not 0 <= finite("lambda_dssim", lambda_dssim) <= 1:
+            raise ValueError(f"lambda_dssim must be in [0, 1], got {lambda_dssim}")
+        self.lambda_dssim = lambda_dssim
+
+    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The loss."""
+        dssim, l1 = self.lambda_dssim, 1 - self.lambda_dssim
+        loss = image_loss(x, y, ssim=dssim, l1=l1, mask=mask, **self.settings())
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def extra_repr(self) -> str:
+        """The settings, as ``print(module)`` shows them."""
+        return f"lambda_dssim={self.lambda_dssim}, {super().extra_repr()}"
 
 
 def _kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -116,14 +275,6 @@ def _check_latent(mu: Tensor, logvar: Tensor) -> None:
         raise ValueError(
             f"mu and logvar must be on one device, got {mu.device} and {logvar.device}"
         )
-
-
-def _check_weight(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return value
 
 
 class CVAELoss(nn.Module):
@@ -161,18 +312,18 @@ class CVAELoss(nn.Module):
         beta: float = 1.0,
         *,
         return_terms: bool = False,
-        kernel_size: int = 11,
-        sigma: float = 1.5,
-        data_range: float = 1.0,
+        kernel_size: Taps = 11,
+        sigma: Sigma = 1.5,
+        data_range: float | None = None,
         k1: float = 0.01,
         k2: float = 0.03,
         padding: str = "same",
     ) -> None:
         super().__init__()
-        self.alpha = _check_weight("alpha", alpha)
-        self.beta = _check_weight("beta", beta)
+        self.alpha = finite("alpha", alpha)
+        self.beta = finite("beta", beta)
         self.return_terms = return_terms
-        self.ssim = SSIMLoss(
+        self.ssim = _Settings(
             kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding
         )
 
@@ -189,17 +340,16 @@ class CVAELoss(nn.Module):
                 "recon_x and raw_x must have the same shape, "
                 f"got {tuple(recon_x.shape)} and {tuple(raw_x.shape)}"
             )
-        loss = mse = F.mse_loss(recon_x, raw_x)
-        ssim_term = kl = torch.zeros_like(mse)
-        if self.alpha != 0:
-            ssim_term = self.ssim(recon_x, raw_x)
-            loss = loss + self.alpha * ssim_term
+        loss, terms = image_loss(
+            recon_x, raw_x, ssim=self.alpha, mse=1.0, return_terms=True, **self.ssim.settings()
+        )
+        kl = torch.zeros_like(terms.mse)
         if self.beta != 0:
             _check_latent(mu, logvar)
             kl = _kl_divergence(mu, logvar)
             loss = loss + self.beta * kl
         if self.return_terms:
-            return loss, mse.detach(), ssim_term.detach(), kl.detach()
+            return loss, terms.mse, terms.ssim, kl.detach()
         return loss
 
     def extra_repr(self) -> str:

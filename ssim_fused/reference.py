@@ -1,7 +1,7 @@
 """SSIM in plain PyTorch: the oracle of the tests, and the path where no native code serves.
 
 The same functions with the same signatures as :mod:`ssim_fused`, on any device, differentiable to
-any order. The window is applied as two 1-D convolutions to u = x + y, v = x - y and their squares,
+any order. The window is applied as 1-D convolutions to u = x + y, v = x - y and their squares,
 and the loss is formed without subtraction, so it stays accurate near convergence::
 
     a = m_u^2 / 2 + C1      p = m_v^2      A = a + p / 2
@@ -13,105 +13,133 @@ Half-precision images are computed in float32.
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._call import apply, to_similarity
-from ._checks import Settings, check_settings
+from ._autocast import full_precision
+from ._call import compute_loss, compute_similarity
+from ._checks import Settings
+from ._filter import filter_axes, pad
+from ._multiscale import compute_multiscale, halve
+from ._request import ReducedLoss, Request, accumulate_dtype
+from ._terms import differences, weighted_sum
 
 
-def _pivot(image: Tensor, taps: int) -> Tensor:
-    """The centre pixel of each plane, (N, C, 1, 1): a constant that keeps flat areas accurate."""
-    h, w = image.shape[-2:]
-    pixel = image[..., h // 2 : h // 2 + 1, w // 2 : w // 2 + 1].detach()
-    if h < taps or w < taps:  # every window holds zeros from outside: nothing to gain
-        return torch.zeros_like(pixel)
-    return torch.where(torch.isfinite(pixel), pixel, torch.zeros_like(pixel))
+def _pivot(image: Tensor, settings: Settings, mask: Tensor | None) -> Tensor:
+    """The centre pixel of each plane, (N, C, 1, ...): a constant that keeps flat areas accurate."""
+    size = image.shape[2:]
+    pixel, seen = image.detach(), mask
+    for axis, length in enumerate(size, start=2):
+        pixel = pixel.narrow(axis, length // 2, 1)
+        seen = None if seen is None else seen.narrow(axis, length // 2, 1)
+    taps = settings.taps(len(size))
+    if any(length < count for length, count in zip(size, taps)):
+        return torch.zeros_like(pixel)  # every window holds zeros from outside: nothing to gain
+    takes_part = torch.isfinite(pixel)
+    if seen is not None:
+        takes_part = takes_part & (seen > 0)
+    return torch.where(takes_part, pixel, torch.zeros_like(pixel))
 
 
-def _pad(image: Tensor, settings: Settings) -> Tensor:
-    return F.pad(image, (settings.pad,) * 4) if settings.pad else image
+def _form(settings: Settings, a: Tensor, b: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """The loss of a kind, from the terms at the head of this file."""
+    if settings.kind == "contrast":
+        return q / (b + q / 2)
+    if settings.kind == "luminance":
+        return p / (a + p / 2)
+    delta = (a * q + p * b) / ((a + p / 2) * (b + q / 2))
+    # a clamped SSIM has no slope, also where it is just 0
+    return torch.where(delta < 1, delta, 1.0) if settings.kind == "nonnegative" else delta
 
 
-def _filter(maps: Tensor, window: Tensor) -> Tensor:
-    """The separable window over each channel of (N, channels, H, W), without padding."""
-    channels = maps.shape[1]
-    if maps.device.type == "cpu":
-        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    down = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
-    across = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
-    return F.conv2d(F.conv2d(maps, down, groups=channels), across, groups=channels)
-
-
-def loss_map(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
-    """1 - SSIM at each window: (N, C, H, W) images to (N, C, OH, OW)."""
+def loss_map(request: Request) -> Tensor:
+    """1 - SSIM, or the loss of another kind, at each window."""
+    input, target, settings, _, mask, coverage = request
+    if mask is not None:
+        nothing = input.new_zeros(())
+        input, target = (
+            torch.where(mask > 0, input, nothing),
+            torch.where(mask > 0, target, nothing),
+        )
     scale = 1.0 / settings.data_range
-    taps = len(settings.window)
     difference = input - target  # exact for images that are near each other
-    pivot_input, pivot_target = _pivot(input, taps), _pivot(target, taps)
-    pivot_v = _pivot(difference, taps)
-    u = _pad(input, settings) - pivot_input + (_pad(target, settings) - pivot_target)
-    u, v = u * scale, (_pad(difference, settings) - pivot_v) * scale
+    pivot_input = _pivot(input, settings, mask)
+    pivot_target = _pivot(target, settings, mask)
+    pivot_v = _pivot(difference, settings, mask)
+    # what lies outside is 0, or, where there is a mask, not seen
+    u = (pad(input, settings) - pivot_input + (pad(target, settings) - pivot_target)) * scale
+    v = (pad(difference, settings) - pivot_v) * scale
     pivot_u, pivot_v = (pivot_input + pivot_target) * scale, pivot_v * scale
-    maps = torch.cat((u, v, u * u, v * v), dim=1)
-    window = torch.tensor(settings.window, dtype=input.dtype, device=input.device)
-    m_u, m_v, e_u, e_v = _filter(maps, window).chunk(4, dim=1)
+    inside = settings._replace(padding="valid")
+    products = [u, v, u * u, v * v]
+    if mask is not None:
+        seen = pad(mask, settings)
+        products = [product * seen for product in products]
+    m_u, m_v, e_u, e_v = filter_axes(torch.cat(products, dim=1), inside).chunk(4, dim=1)
+    if coverage is not None:
+        m_u, m_v, e_u, e_v = (moment * coverage for moment in (m_u, m_v, e_u, e_v))
 
     b = (e_u - m_u * m_u).clamp(min=0) / 2 + settings.k2**2
     q = (e_v - m_v * m_v).clamp(min=0)
     a = (m_u + pivot_u).square() / 2 + settings.k1**2
     p = (m_v + pivot_v).square()
-    return (a * q + p * b) / ((a + p / 2) * (b + q / 2))
+    delta = _form(settings, a, b, p, q)
+    return delta if coverage is None else torch.where(coverage > 0, delta, 0.0)
 
 
-def reduced_loss(input: Tensor, target: Tensor, settings: Settings) -> Tensor:
-    """1 - SSIM of (N, C, H, W) images, reduced; half-precision images give a float32 value."""
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    if half:
-        delta = loss_map(input.float(), target.float(), settings)
-    else:
-        delta = loss_map(input, target, settings)
-    if settings.reduction == "none":
-        return delta.to(input.dtype)
-    if settings.reduction == "image":
-        return delta.mean(dim=(1, 2, 3))
-    return delta.mean() if settings.reduction == "mean" else delta.sum()
+def reduced_loss(request: Request) -> Tensor:
+    """1 - SSIM, reduced; half-precision images give a float32 value."""
+    input, reduction = request.input, request.settings.reduction
+    dtype = accumulate_dtype(input)
+    with full_precision(input):
+        delta = loss_map(request._replace(input=input.to(dtype), target=request.target.to(dtype)))
+    if reduction == "none":
+        return delta.to(input.dtype) if input.is_floating_point() else delta
+    across = tuple(range({"image": 1, "channel": 2}.get(reduction, 0), delta.dim()))
+    if request.share is not None:
+        return (delta * request.share).sum(across)
+    return delta.sum() if reduction == "sum" else delta.mean(across)
 
 
-def ssim_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    data_range: float = 1.0,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "same",
-    reduction: str = "mean",
-) -> Tensor:
+def separate_terms(loss: ReducedLoss, request: Request, term_weights: tuple[float, ...]) -> Tensor:
+    """[4]: the weighted sum of a backend's SSIM loss, MSE and L1; and the three, unweighted."""
+    terms = [loss(request), *differences(request.input, request.target, term_weights[1:])]
+    return torch.stack((weighted_sum(term_weights, terms), *terms))
+
+
+def image_terms(request: Request, term_weights: tuple[float, ...]) -> Tensor:
+    """The same as :func:`ssim_fused._ops.image_terms` in plain PyTorch."""
+    return separate_terms(reduced_loss, request, term_weights)
+
+
+def pooled_scale(
+    loss: ReducedLoss, request: Request, offset: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One scale of MS-SSIM by a backend's loss, and the images halved; see _ops.scale."""
+    return loss(request), halve(request.input, offset), halve(request.target, offset)
+
+
+def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as :func:`ssim_fused._ops.scale` in plain PyTorch."""
+    return pooled_scale(reduced_loss, request, offset)
+
+
+def ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
     """:func:`ssim_fused.ssim_loss` in plain PyTorch; see there."""
-    settings = check_settings(window_size, sigma, data_range, k1, k2, padding, reduction)
-    return apply(reduced_loss, input, target, settings)
+    return compute_loss(reduced_loss, input, target, **settings)
 
 
-def ssim(
-    input: Tensor,
-    target: Tensor,
-    *,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    data_range: float = 1.0,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "same",
-    reduction: str = "mean",
-) -> Tensor:
+def ssim(input: Tensor, target: Tensor, **settings: Any) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`ssim_fused.ssim` in plain PyTorch; see there."""
-    settings = check_settings(window_size, sigma, data_range, k1, k2, padding, reduction)
-    return to_similarity(apply(reduced_loss, input, target, settings), input, settings)
+    return compute_similarity(reduced_loss, input, target, **settings)
 
 
-__all__ = ["ssim", "ssim_loss"]
+def ms_ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """:func:`ssim_fused.ms_ssim_loss` in plain PyTorch; see there."""
+    return compute_multiscale(sys.modules[__name__], input, target, **settings)
+
+
+__all__ = ["ms_ssim_loss", "ssim", "ssim_loss"]

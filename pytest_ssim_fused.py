@@ -1,0 +1,79 @@
+"""A pytest plugin: the fixture ``assert_images_similar``, which leaves a picture of what differs.
+
+It is loaded in every test run where ssim_fused is installed, so it imports next to nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--image-diffs DIR``."""
+    parser.getgroup("ssim_fused").addoption(
+        "--image-diffs",
+        default="image-diffs",
+        metavar="DIR",
+        help="where assert_images_similar leaves pictures of what differs (image-diffs)",
+    )
+
+
+@pytest.fixture
+def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float]:
+    """A function that fails a test whose picture is not what is expected; it returns the SSIM.
+
+    ``assert_images_similar(actual, expected, at_least=0.98, data_range=None, padding="same")``:
+    pictures are paths, or what ``numpy.asarray`` takes, (H, W) or (H, W, C). ``data_range`` is 255,
+    65535 or 1 by their type, unless it is given. On failure both pictures and the SSIM map lie side
+    by side in a PNG in ``--image-diffs``, named after the test.
+    """
+    folder = request.config.rootpath / request.config.getoption("image_diffs")
+    name = re.sub(r"[^\w.=-]+", "_", request.node.nodeid).strip("_")
+    taken = 0
+
+    def check(
+        actual: Any,
+        expected: Any,
+        at_least: float = 0.98,
+        *,
+        data_range: float | None = None,
+        padding: str = "same",
+    ) -> float:
+        __tracebackhide__ = True
+        from ssim_fused.evaluation.compare import Settings, compare
+        from ssim_fused.evaluation.drawing import save_difference
+
+        nonlocal taken
+        settings = Settings(data_range, padding).checked()
+        first, second = _picture(actual), _picture(expected)
+        try:
+            found = compare(first, second, settings)
+        except ValueError as error:
+            pytest.fail(f"images cannot be compared: {error}")
+        if found["ssim"] >= at_least:
+            return found["ssim"]
+        path = folder / (f"{name}-{taken}.png" if taken else f"{name}.png")
+        taken += 1
+        save_difference(path, first, second, found["data_range"], padding)
+        pytest.fail(f"images differ: SSIM {found['ssim']:.6f} is below {at_least}; see {path}")
+
+    return check
+
+
+def _picture(what: Any) -> Any:
+    import numpy as np
+
+    from ssim_fused.evaluation.pictures import PictureError, checked, read_picture
+
+    try:
+        if isinstance(what, (str, os.PathLike)):
+            return read_picture(Path(what))
+        return checked(np.asarray(what))
+    except PictureError as error:
+        pytest.fail(f"images cannot be compared: {error}")

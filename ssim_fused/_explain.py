@@ -1,0 +1,59 @@
+"""Which code computes a call, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from ._call import prepare
+from ._checks import BORDERS, FLOATING, check_settings, default_range
+
+
+def explain(
+    input: Tensor,
+    target: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    mask_threshold: float = 0.5,
+    weight: Tensor | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> str:
+    """Say which code computes :func:`ssim_fused.ssim_loss` of such a call, and why.
+
+    Args:
+        input, target, mask, mask_threshold, weight, settings: as in :func:`ssim_fused.ssim_loss`;
+            one image is enough. Wrong ones raise what it raises.
+        device: ``"cpu"`` or ``"cuda"``, to ask for another device than the images are on.
+
+    Returns:
+        One line: "native, ..." or "fallback (plain PyTorch): why", and what is done before.
+
+    Example:
+        >>> explain(torch.rand(1, 3, 64, 64), padding="reflect")
+        'native, avx512; float32; border "reflect" as a copy with more pixels around it'
+    """
+    target = input if target is None else target
+    data_range = settings.pop("data_range", None)
+    checked = check_settings(
+        data_range=default_range(input) if data_range is None else data_range, **settings
+    )
+    request, _ = prepare(input, target, checked, mask, mask_threshold, weight)
+    device = device or request.input.device.type
+    reason = _ops.why_reference(request, device)
+    dtype = str(input.dtype).removeprefix("torch.")
+    if reason is not None:
+        path = f"fallback (plain PyTorch): {reason}"
+        converts = input.dtype not in (torch.float32, torch.float64)
+    else:
+        path = f"native, {torch.ops.ssim_fused.cpu_isa() if device == 'cpu' else 'CUDA'}"
+        converts = _ops.in_float32(request, device)
+    parts = [path, f"{dtype}, converted to float32 first" if converts else dtype]
+    if checked.padding in BORDERS:
+        parts.append(f'border "{checked.padding}" as a copy with more pixels around it')
+    if reason is None and input.dtype in FLOATING and device == "cpu" and request.axes == 3:
+        parts.append("gradients in two passes")
+    return "; ".join(parts)

@@ -1,0 +1,103 @@
+"""Masks and weights: each window's share in the value, and which pixels it sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from . import _border
+from ._autocast import full_precision
+from ._checks import BORDERS, Settings, check_beside, nonnegative
+from ._filter import filter_axes
+from ._request import Request, accumulate_dtype
+
+BESIDE_ERROR = "mask or weight out of range, or empty"
+
+
+def verify(holds: Tensor, message: Callable[[], str]) -> None:
+    """A ValueError unless all of ``holds``; where nobody may look at values, when it runs."""
+    if torch.compiler.is_compiling() or isinstance(holds, FakeTensor):
+        torch._assert_async(holds.all(), f"ssim_fused: {BESIDE_ERROR}")
+    elif torch._C._functorch.is_functorch_wrapped_tensor(holds):
+        verify(torch._C._functorch.get_unwrapped(holds), lambda: BESIDE_ERROR)
+    elif not holds.is_meta and not holds.all():
+        raise ValueError(message())
+
+
+def sum_from(value: Tensor, first: int = 0) -> Tensor:
+    """The sum over the axes from ``first`` on, which are kept, bitwise one for all thread counts.
+
+    torch cuts a sum to a single number into one part for each thread; a sum along one axis of many
+    it does not cut.
+    """
+    for axis in reversed(range(first, value.dim())):
+        value = value.sum(axis, keepdim=True)
+    return value
+
+
+def _sum_expanded(value: Tensor, shape: Sequence[int], first: int) -> Tensor:
+    """The sum over the axes from ``first`` on of a value expanded to a shape; they are kept."""
+    repeats = 1
+    for axis in range(first, len(shape)):
+        repeats *= shape[axis] // value.shape[axis]
+    return sum_from(value, first) * repeats
+
+
+def _shares(weight: Tensor, request: Request) -> Tensor:
+    """Weights of windows, divided by their sum over what they are reduced to."""
+    reduction, shape = request.settings.reduction, request.map_shape
+    if reduction != "sum":
+        first = {"mean": 0, "image": 1, "channel": 2}[reduction]
+        weight = weight / _sum_expanded(weight, shape, first)
+    return weight.expand(shape)
+
+
+def _check_images_count(weight: Tensor, request: Request, what: str) -> None:
+    """Every image has windows that count, or an error that names those that have none."""
+    n, c = request.map_shape[:2]
+    planes = _sum_expanded(weight, request.map_shape, 2).flatten(1).expand(n, c)
+    # where each channel has a value, the lightest decides
+    sums = planes.amin(1) if request.settings.reduction == "channel" else planes.sum(1)
+    verify(sums > 0, lambda: f"{what} in images {(sums <= 0).nonzero().flatten().tolist()}")
+
+
+def with_weight(request: Request, weight: Tensor) -> Request:
+    image, settings = request.input, request.settings
+    check_beside("weight", weight, image, request.map_shape[2:])
+    if settings.reduction == "none":
+        raise ValueError("weight needs a reduction, got 'none'")
+    weight = weight.to(accumulate_dtype(image))
+    verify((weight >= 0) & (weight < math.inf), lambda: "weight must be finite and not negative")
+    _check_images_count(weight, request, "weight is zero all over")
+    return request._replace(share=_shares(weight, request))
+
+
+def with_mask(
+    request: Request, mask: Tensor, threshold: float, weight: Tensor | None, outside: Settings
+) -> Request:
+    image, settings = request.input, request.settings
+    threshold = nonnegative("mask_threshold", threshold)
+    if not threshold < 1:
+        raise ValueError(f"mask_threshold must be in [0, 1), got {threshold}")
+    mask = mask.to(accumulate_dtype(image))
+    verify((mask >= 0) & (mask <= 1), lambda: "mask must lie in [0, 1]")
+    if outside.padding in BORDERS:
+        mask = _border.extend(mask, outside.pads(request.axes), outside.padding)
+    with full_precision(image):
+        seen = filter_axes(mask, settings)
+    counted = seen > threshold
+    coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape)
+    share = None
+    if settings.reduction != "none":
+        weights = counted.to(mask.dtype)
+        if weight is not None:
+            weights = weights * weight.to(mask.dtype)
+        what = f"mask leaves no window with a weight above {threshold}"
+        _check_images_count(weights, request, what)
+        share = _shares(weights, request)
+    whole = request.map_shape[:2] + list(mask.shape[2:])
+    return request._replace(share=share, mask=mask.expand(whole), coverage=coverage)

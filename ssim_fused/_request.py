@@ -1,0 +1,54 @@
+"""A checked call, in the one form that every backend computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import Settings
+
+
+class Request(NamedTuple):
+    """A checked call, in the one form that backends compute."""
+
+    input: Tensor  # [N, C, H, W] or [N, C, D, H, W]
+    target: Tensor
+    settings: Settings  # padding "same" or "valid"
+    # each window's share in what it is reduced to, [N, C, OH, OW] or with OD, or None for a mean
+    share: Tensor | None = None
+    mask: Tensor | None = None  # [N, C, H, W] or with D, in the accumulation type
+    # like share: 1 / (filtered mask), and 0 where a window does not count
+    coverage: Tensor | None = None
+
+    @property
+    def axes(self) -> int:
+        """How many spatial axes."""
+        return self.input.dim() - 2
+
+    @property
+    def map_shape(self) -> list[int]:
+        """Shape of the map."""
+        return [*self.input.shape[:2], *self.settings.map_size(self.input.shape[2:])]
+
+
+# 1 - SSIM of a request, reduced; half-precision images give a float32 value
+ReducedLoss = Callable[[Request], Tensor]
+
+
+# The operators take words as numbers, see csrc/ssim_operators.h: enum Kind and enum ReducedTo.
+KINDS = ("ssim", "contrast", "luminance", "nonnegative")
+REDUCED_TO = ("mean", "sum", "plane")
+MEAN, SUM, PLANE = range(3)
+
+
+def is_half(image: Tensor) -> bool:
+    """Whether an image is computed in more digits than it has."""
+    return image.dtype in (torch.float16, torch.bfloat16)
+
+
+def accumulate_dtype(image: Tensor) -> torch.dtype:
+    """What an image is computed in."""
+    return torch.float64 if image.dtype == torch.float64 else torch.float32

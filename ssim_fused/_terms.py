@@ -1,0 +1,151 @@
+"""More terms than SSIM: squared and absolute differences, and what falls out of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._autocast import autocast_enabled, under_autocast
+from ._call import evaluate
+from ._checks import (
+    WHOLE,
+    Settings,
+    check_beside,
+    check_images,
+    check_pair,
+    check_settings,
+    choice,
+    default_range,
+    finite,
+    positive,
+)
+from ._masks import sum_from, verify
+from ._request import Request, accumulate_dtype
+
+# [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights.
+ImageTerms = Callable[[Request, tuple[float, ...]], Tensor]
+
+
+def compute_terms(
+    terms: ImageTerms,
+    input: Tensor,
+    target: Tensor,
+    term_weights: tuple[float, float, float],
+    mask: Tensor | None,
+    mask_threshold: float,
+    *,
+    data_range: float | None = None,
+    **names: Any,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """image_loss, by a backend: the loss and its detached terms; names: as in compute_loss."""
+    ssim, mse, l1 = term_weights
+    term_weights = finite("ssim", ssim), finite("mse", mse), finite("l1", l1)
+    if not any(term_weights):
+        raise ValueError("at least one of the weights ssim, mse and l1 must not be 0")
+    if isinstance(input, Tensor) and input.dtype in WHOLE:
+        raise TypeError(f"image_loss needs floating-point images, got {input.dtype}")
+    if data_range is None:
+        data_range = default_range(input)
+    settings = check_settings(data_range=data_range, **names)
+    input, target = under_autocast(input, target)
+    one_pass = settings.padding in ("same", "valid") and mask is None
+    one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
+    if one_pass and (isinstance(input, Tensor) and input.dim() != 5):
+        found, _ = evaluate(lambda request: terms(request, term_weights), input, target, settings)
+        ssim_term, mse_term, l1_term = found[1:].detach().unbind()
+        return found[0], (ssim_term, mse_term, l1_term)
+    return _separate_terms(terms, input, target, settings, term_weights, mask, mask_threshold)
+
+
+def _separate_terms(
+    terms: ImageTerms,
+    input: Tensor,
+    target: Tensor,
+    settings: Settings,
+    term_weights: tuple[float, float, float],
+    mask: Tensor | None,
+    mask_threshold: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The same where one pass does not serve: masks, volumes, borders, or no SSIM at all."""
+    axes = check_images(input, target, settings)
+    if term_weights[0]:
+        alone = evaluate(
+            lambda request: terms(request, (1.0, 0.0, 0.0))[0],
+            input, target, settings, mask, mask_threshold,
+        )[0]  # fmt: skip
+    else:
+        alone = input.new_zeros((), dtype=accumulate_dtype(input))
+    seen = None
+    if mask is not None:
+        batched = input.dim() == axes + 2
+        image = input if batched else input.unsqueeze(0)
+        seen = mask if batched or not isinstance(mask, Tensor) else mask.unsqueeze(0)
+        check_beside("mask", seen, image, image.shape[2:])
+        seen = seen.to(accumulate_dtype(input)).expand(image.shape)
+        _check_seen(seen)
+        seen = seen if batched else seen.squeeze(0)
+    found = [alone, *differences(input, target, term_weights[1:], seen)]
+    value = weighted_sum(term_weights, found)
+    dtype = value.dtype if autocast_enabled(input) else input.dtype
+    ssim_term, mse, l1 = (term.detach().to(dtype) for term in found)
+    return value.to(dtype), (ssim_term, mse, l1)
+
+
+def _check_seen(seen: Tensor) -> None:
+    verify((seen >= 0) & (seen <= 1), lambda: "mask must lie in [0, 1]")
+    sums = sum_from(seen, 1).flatten()
+    what = "mask is zero all over in images"
+    verify(sums > 0, lambda: f"{what} {(sums <= 0).nonzero().flatten().tolist()}")
+
+
+def to_psnr(mse: Tensor, data_range: float) -> Tensor:
+    """Decibels; a quotient such as 255^2 / mse is beyond float16."""
+    return 10 * torch.log10(data_range**2 / mse.to(accumulate_dtype(mse)))
+
+
+def differences(
+    input: Tensor, target: Tensor, weights: Sequence[float], seen: Tensor | None = None
+) -> list[Tensor]:
+    """Means of squared and of absolute differences, weighted with ``seen``; 0 for a weight of 0."""
+    means = zip(weights, (torch.square, torch.abs))
+    zero = input.new_zeros((), dtype=accumulate_dtype(input))
+    return [_mean_of(of, input, target, seen) if weight else zero for weight, of in means]
+
+
+def _mean_of(
+    of: Callable[[Tensor], Tensor], input: Tensor, target: Tensor, seen: Tensor | None
+) -> Tensor:
+    dtype = accumulate_dtype(input)
+    difference = input.to(dtype) - target.to(dtype)
+    if seen is None:
+        # a sum and not a mean: of images in many processes it is the sum of theirs
+        return sum_from(of(difference)).squeeze() / difference.numel()
+    # what is not seen may be NaN
+    difference = torch.where(seen > 0, difference, torch.zeros_like(difference))
+    return (sum_from(of(difference) * seen) / sum_from(seen)).squeeze()
+
+
+def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """The sum of terms that have a weight."""
+    parts = [weight * term for weight, term in zip(weights, terms) if weight]
+    return functools.reduce(torch.add, parts)
+
+
+def compute_psnr(input: Tensor, target: Tensor, data_range: float | None, reduction: str) -> Tensor:
+    """Peak signal-to-noise ratio."""
+    choice("reduction", reduction, ("mean", "image"))
+    if data_range is None:
+        data_range = default_range(input)
+    data_range = positive("data_range", data_range)
+    input, target = under_autocast(input, target)
+    check_pair(input, target)
+    dtype = accumulate_dtype(input)
+    squares = (input.to(dtype) - target.to(dtype)).square()
+    pooled = reduction == "mean"
+    sums = sum_from(squares, 0 if pooled else 1).flatten()
+    mse = sums * len(sums) / squares.numel()
+    return to_psnr(mse.squeeze() if pooled else mse, data_range)

@@ -1,0 +1,405 @@
+"""``ssim-fused``: compare pictures, see what is in use, measure. Needs the extra ``command``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ._checks import PADDINGS
+from ._extra import require
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .evaluation.compare import Settings
+    from .evaluation.run import Outcome
+    from .evaluation.video import Course
+
+# exit codes
+BELOW, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+
+
+def _stop(missing: ImportError) -> NoReturn:
+    print(f"ssim-fused: {missing}", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+try:
+    require("command", "click", "rich")
+    import click
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as missing:
+    _stop(missing)
+
+_NAMED = 5  # of the least similar pairs
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_ANY = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def group() -> None:
+    """Structural similarity of pictures."""
+
+
+_COMPARE_OPTIONS = (
+    click.option("--fail-under", type=float, help="Exit with 1 if the least SSIM is below this."),
+    click.option("--data-range", type=float, help="Range of the values; default: by their type."),
+    click.option(
+        "--padding",
+        type=click.Choice(PADDINGS),
+        default="same",
+        show_default=True,
+        help="Border of the SSIM map.",
+    ),
+    click.option("--ms-ssim", is_flag=True, help="MS-SSIM, too, which takes longer than the rest."),
+    click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger pictures."),
+    click.option("--threads", type=click.IntRange(1), help="Default: one for each core."),
+    click.option("--quiet", is_flag=True, help="No progress and no summary."),
+)
+
+
+def _compare_options(command: Callable) -> Callable:
+    """Options of all that compares."""
+    for option in reversed(_COMPARE_OPTIONS):
+        command = option(command)
+    return command
+
+
+# ---- compare ----
+
+
+@group.command()
+@click.argument("input", type=_ANY)
+@click.argument("target", type=_ANY, required=False)
+@click.option("--csv", type=_FILE, help="Write a result a line, as they come.")
+@click.option("--json", type=_FILE, help="Write JSON Lines: an object a line, as they come.")
+@click.option("--parquet", type=_FILE, help="Write a Parquet table.")
+@click.option("--html", type=_FILE, help="Write a page to look at: worst pairs, maps, histogram.")
+@click.option(
+    "--html-pairs",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="How many of the worst pairs it shows with pictures.",
+)
+@click.option("--resume", is_flag=True, help="Go on from what these files hold; retry errors.")
+@_compare_options
+def compare(
+    input: Path,
+    target: Path | None,
+    csv: Path | None,
+    json: Path | None,
+    parquet: Path | None,
+    html: Path | None,
+    html_pairs: int,
+    resume: bool,
+    fail_under: float | None,
+    data_range: float | None,
+    padding: str,
+    ms_ssim: bool,
+    max_pixels: int | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Compare two pictures, two folders (by name), or the pairs of a CSV or Parquet list.
+
+    A list has the columns input and target; paths are relative to its folder. Under torchrun each
+    process takes its share.
+
+    Exit code: 0; 1 if a pair is below --fail-under; 2 for wrong usage; 3 if a picture could not be
+    compared or has no partner, or a file could not be written; 130 after Ctrl-C. What is finished
+    by then is in the files.
+    """
+    from PIL import Image
+
+    from .evaluation.pairs import PairsError, find_pairs
+    from .evaluation.ranks import Ranks
+    from .evaluation.report import MOST_ROWS
+    from .evaluation.run import Outcome
+    from .evaluation.session import run_session
+    from .evaluation.writers import ResultsError
+
+    given = {"csv": csv, "json": json, "parquet": parquet}
+    outputs = {kind: path for kind, path in given.items() if path is not None}
+    if resume and not outputs:
+        raise click.UsageError("--resume goes with --csv, --json or --parquet")
+    settings = _settings(data_range, padding, ms_ssim, max_pixels)
+    try:
+        pairs = find_pairs(input, target)
+    except PairsError as error:
+        raise click.UsageError(str(error)) from None
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; pictures.py has that of the settings
+    outcome, ranks = Outcome(MOST_ROWS if html else _NAMED), Ranks()
+    _stop_gently(outcome)
+    threads = threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    try:
+        with _progress(quiet or ranks.rank > 0) as show:
+            run_session(
+                pairs, settings, outputs, ranks,
+                resuming=resume, threads=threads, outcome=outcome, show=show,
+            )  # fmt: skip
+    except ResultsError as error:
+        raise click.UsageError(str(error)) from None
+    finally:
+        ranks.close()
+    if ranks.rank == 0:
+        if html is not None:
+            _write_page(html, outcome, settings, html_pairs)
+        _report(outcome, quiet)
+    sys.exit(_exit_code(outcome, fail_under))
+
+
+def _settings(
+    data_range: float | None, padding: str, ms_ssim: bool, max_pixels: int | None
+) -> Settings:
+    """Settings of the options, or a usage error."""
+    from .evaluation.compare import Settings
+    from .evaluation.pictures import MAX_PIXELS
+
+    try:
+        return Settings(data_range, padding, ms_ssim, max_pixels or MAX_PIXELS).checked()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _stop_gently(outcome: Outcome | Course) -> None:
+    """Ctrl-C, and SIGTERM of torchrun, end a run after the pair at hand; twice, at once."""
+
+    def stop(number: int, frame: object) -> None:
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        outcome.interrupted = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with the time left, on stderr; it is told how many are done, and of how many."""
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("comparing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _report(outcome: Outcome, quiet: bool) -> None:
+    """The summary on stdout; what went wrong on stderr."""
+    summary, errors = outcome.summary, Console(stderr=True, soft_wrap=True, highlight=False)
+    if not quiet and summary.compared:
+        _print_summary(outcome)
+    for error in summary.errors:
+        errors.print(error, markup=False)
+    if summary.failed > len(summary.errors):
+        errors.print(f"... and {summary.failed - len(summary.errors)} more")
+    if summary.failed:
+        errors.print(f"{summary.failed} of {summary.failed + summary.compared} not compared")
+    for failure in outcome.failures:
+        errors.print(failure, markup=False)
+    if outcome.interrupted:
+        errors.print("interrupted: what is finished is in the files")
+
+
+def _print_summary(outcome: Outcome) -> None:
+    summary = outcome.summary
+    console = Console(highlight=False)
+    least, median = summary.quantiles(0, 0.5)
+    titles = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR, dB", "mse": "MSE", "l1": "L1"}
+    values = Table("", *titles.values(), title=f"{summary.compared} compared")
+    means = summary.means()
+    shown = (f"{means[name]:.6g}" if name in means else "" for name in titles)
+    values.add_row("mean" if summary.compared > 1 else "", *shown)
+    console.print(values)
+    if summary.compared == 1:
+        return
+    console.print(f"SSIM: least {least:.6g}, median {median:.6g}")
+    worst = Table("SSIM", "input", "target", title="the least similar")
+    for result in summary.worst_first()[:_NAMED]:
+        worst.add_row(f"{result['ssim']:.6f}", result["input"], result["target"])
+    console.print(worst)
+
+
+def _write_page(path: Path, outcome: Outcome, settings: Settings, pictures: int) -> None:
+    from .evaluation.outputs import cannot_write
+    from .evaluation.report import write_report
+
+    try:
+        write_report(path, outcome.summary, settings, pictures)
+    except OSError as error:
+        outcome.failures.append(cannot_write(path, error))
+
+
+# ---- video ----
+
+
+@group.command()
+@click.argument("input", type=_ANY)
+@click.argument("target", type=_ANY)
+@click.option("--csv", type=_FILE, help="Write a frame a line, as they come.")
+@click.option("--json", type=_FILE, help="Write JSON Lines: an object a frame, as they come.")
+@click.option("--plot", type=_FILE, help="Draw SSIM against time: .png, .svg, .pdf.")
+@click.option("--worst", type=click.IntRange(0), default=3, show_default=True, help="Frames named.")
+@click.option("--worst-frames", type=_ANY, help="Folder for their pictures and SSIM maps.")
+@_compare_options
+def video(
+    input: Path,
+    target: Path,
+    csv: Path | None,
+    json: Path | None,
+    plot: Path | None,
+    worst: int,
+    worst_frames: Path | None,
+    fail_under: float | None,
+    data_range: float | None,
+    padding: str,
+    ms_ssim: bool,
+    max_pixels: int | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Compare two videos frame by frame, as RGB. Exit codes as those of compare.
+
+    --fail-under is for the worst frame. Needs the extra video.
+    """
+    require("video", "av", "matplotlib")
+    from .evaluation.outputs import Files, cannot_write
+    from .evaluation.video import FRAME_FIELDS, Course, Video, VideoError, compare_videos
+    from .evaluation.writers import CsvWriter, JsonWriter
+
+    settings = _settings(data_range, padding, ms_ssim, max_pixels)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    course = Course(worst)
+    _stop_gently(course)
+    given = {"csv": csv, "json": json}
+    outputs = {kind: path for kind, path in given.items() if path is not None}
+    kinds = {"csv": CsvWriter, "json": JsonWriter}
+    with contextlib.ExitStack() as stack:
+        try:
+            first = stack.enter_context(contextlib.closing(Video(input, settings.max_pixels)))
+            second = stack.enter_context(contextlib.closing(Video(target, settings.max_pixels)))
+        except VideoError as error:
+            print(error, file=sys.stderr)
+            sys.exit(INCOMPLETE)
+        show = stack.enter_context(_progress(quiet))
+        lengths = [length for length in (first.length(), second.length()) if length]
+        compare_videos(
+            first, second, settings,
+            Files(outputs, lambda kind, path: kinds[kind](path, False, FRAME_FIELDS)),
+            course, lambda done: show(done, min(lengths, default=None)),
+        )  # fmt: skip
+    if plot is not None and course.times:
+        from .evaluation.plot import plot_course
+
+        try:
+            plot_course(plot, course, f"{input.name} and {target.name}")
+        except OSError as error:
+            course.errors.append(cannot_write(plot, error))
+        except ValueError as error:
+            course.errors.append(f"{plot}: cannot be written: {error}")
+    if worst_frames is not None:
+        _save_worst(worst_frames, course, settings)
+    _report_video(course, quiet)
+    if course.interrupted:
+        sys.exit(INTERRUPTED)
+    if course.errors:
+        sys.exit(INCOMPLETE)
+    sys.exit(BELOW if fail_under is not None and min(course.similarities) < fail_under else 0)
+
+
+def _save_worst(folder: Path, course: Course, settings: Settings) -> None:
+    from .evaluation.drawing import save_difference
+    from .evaluation.outputs import cannot_write
+    from .evaluation.pictures import data_range
+
+    for number, pictures in course.worst():
+        path = folder / f"frame-{number:06}.png"
+        span = settings.data_range or data_range(pictures[0])
+        try:
+            save_difference(path, *pictures, span, settings.padding)
+        except OSError as error:
+            course.errors.append(cannot_write(path, error))
+            return
+
+
+def _report_video(course: Course, quiet: bool) -> None:
+    count = len(course.similarities)
+    if not quiet and count:
+        mean = sum(course.similarities) / count
+        table = Table("frame", "seconds", "SSIM", title=f"{count} frames, mean SSIM {mean:.6g}")
+        for number, _ in course.worst():
+            values = f"{course.times[number]:.3f}", f"{course.similarities[number]:.6f}"
+            table.add_row(str(number), *values)
+        Console(highlight=False).print(table)
+    for error in course.errors:
+        print(error, file=sys.stderr)
+    if course.interrupted:
+        print("interrupted: what is finished is in the files", file=sys.stderr)
+
+
+def _exit_code(outcome: Outcome, fail_under: float | None) -> int:
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.summary.failed or outcome.failures:
+        return INCOMPLETE
+    below = fail_under is not None and not outcome.summary.least() >= fail_under
+    return BELOW if below else 0
+
+
+# ---- info, bench ----
+
+
+@group.command()
+def info() -> None:
+    """Which paths are available and in use, and why."""
+    from .__main__ import report
+
+    print(report())
+
+
+@group.command()
+@click.option("--threads", type=click.IntRange(1), help="Default: torch's.")
+def bench(threads: int | None) -> None:
+    """Time SSIM and its gradient here, against five conv2d: some seconds."""
+    from ._bench import measure
+
+    table = Table("images", "", *("ssim_fused", "five conv2d", "gain"))
+    for row in measure(threads):
+        gain = f"{row.usual / row.ours:.3g}x"
+        table.add_row(row.images, row.what, f"{row.ours:.3g} ms", f"{row.usual:.3g} ms", gain)
+    Console(highlight=False).print(table)
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        group(prog_name="ssim-fused")
+    except ImportError as missing:
+        _stop(missing)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Other libraries' SSIM, computed by this one: their names, arguments, defaults and values.
+
+Where a program can be edited, one line is::
+
+    from ssim_fused.compat.pytorch_msssim import ssim  # was: from pytorch_msssim import ssim
+
+Where it cannot, :func:`install` puts a stand-in before the library itself. ``docs/switching.md``
+has every library, and where values differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+__all__ = ["LIBRARIES", "Installed", "install", "uninstall"]
+
+LIBRARIES = (
+    "frame_analytics",
+    "fused_ssim",
+    "fussim",
+    "kornia",
+    "monai",
+    "piq",
+    "pytorch_msssim",
+    "skimage",
+    "torchmetrics",
+)
+
+
+class _StandIn(ModuleType):
+    """A module that has some names of another, and refuses the others."""
+
+    def __init__(self, name: str, offered: dict[str, Any]) -> None:
+        super().__init__(name, f"ssim_fused.compat in the place of {name}")
+        self.__path__: list[str] = []  # a package without files: nothing lies below it
+        self.__dict__.update(offered)
+        self.__all__ = sorted(offered)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python and its tools ask of any module
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        raise NotImplementedError(
+            f"ssim_fused.compat does not cover {self.__name__}.{name}, "
+            f"only {', '.join(self.__all__)}"
+        )
+
+
+class _Below:
+    """A finder that refuses modules below a stand-in."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        parent = name.rpartition(".")[0]
+        if isinstance(sys.modules.get(parent), _StandIn):
+            raise ImportError(f"ssim_fused.compat does not cover the module {name}", name=name)
+
+
+class Installed:
+    """What :func:`install` did; as a context manager, undone at its end."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
+
+    def __enter__(self) -> Installed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.library in _installed:
+            uninstall(self.library)
+
+
+_MISSING: Any = object()
+# by library: what stood in sys.modules, and as attributes of their parents
+_installed: dict[str, tuple[dict[str, Any], list[tuple[ModuleType, str, Any]]]] = {}
+
+
+def _parents(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _library(name: str) -> str:
+    if name not in LIBRARIES:
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {name!r}")
+    return name
+
+
+def install(library: str) -> Installed:
+    """Put the stand-in for a library before the library, for programs that cannot be edited.
+
+    Call it before the program imports the library: names that are already imported stay what they
+    are. Of a library with many modules only those with SSIM are replaced (``kornia.losses``, not
+    ``kornia``). A name that a stand-in lacks is a NotImplementedError where it is used; a module
+    below it, an ImportError.
+
+    Args:
+        library: one of ``LIBRARIES``.
+
+    Returns:
+        A context manager whose end undoes it; or call :func:`uninstall`.
+
+    Raises:
+        ValueError: for a library without a stand-in, or one that is installed already.
+
+    Example:
+        >>> with ssim_fused.compat.install("pytorch_msssim"):
+        ...     import their_program
+    """
+    if _library(library) in _installed:
+        raise ValueError(f"the stand-in for {library} is installed already")
+    shim = importlib.import_module(f"{__name__}.{library}")
+    targets: dict[str, list[str]] = shim.STANDS_FOR
+    for parent in {parent for target in targets for parent in _parents(target)}:
+        if parent not in targets:
+            with contextlib.suppress(ImportError):  # the library's other modules, if it is there
+                importlib.import_module(parent)
+    stand_ins: dict[str, Any] = {}
+    for target, names in targets.items():
+        stand_ins[target] = _StandIn(target, {name: getattr(shim, name) for name in names})
+        for parent in _parents(target):
+            if parent not in sys.modules and parent not in targets:
+                stand_ins.setdefault(parent, _StandIn(parent, {}))
+    hidden = [name for name in sys.modules if any(p in targets for p in _parents(name))]
+    before = {name: sys.modules.get(name, _MISSING) for name in {*stand_ins, *hidden}}
+    for name in hidden:
+        del sys.modules[name]
+    sys.modules.update(stand_ins)
+    attributes = []
+    for name, module in stand_ins.items():
+        parent, _, child = name.rpartition(".")
+        if parent:
+            holder = sys.modules[parent]
+            # a submodule may share its name with a function that the stand-in has
+            if not isinstance(holder, _StandIn) or child not in holder.__dict__:
+                attributes.append((holder, child, holder.__dict__.get(child, _MISSING)))
+                setattr(holder, child, module)
+    for name, names in getattr(shim, "ALSO_IN", {}).items():
+        holder = sys.modules[name]
+        for child in names:
+            attributes.append((holder, child, holder.__dict__.get(child, _MISSING)))
+            setattr(holder, child, getattr(shim, child))
+    if _Below not in sys.meta_path:
+        sys.meta_path.insert(0, _Below)
+    _installed[library] = (before, attributes)
+    return Installed(library)
+
+
+def uninstall(library: str) -> None:
+    """Undo :func:`install`: the library itself is imported again, where it is there."""
+    if _library(library) not in _installed:
+        raise ValueError(f"the stand-in for {library} is not installed")
+    before, attributes = _installed.pop(library)
+    for holder, child, value in reversed(attributes):
+        if value is _MISSING:
+            delattr(holder, child)
+        else:
+            setattr(holder, child, value)
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module is not _MISSING:
+            sys.modules[name] = module
+    if not _installed:
+        sys.meta_path.remove(_Below)

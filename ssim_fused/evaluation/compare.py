@@ -1,0 +1,160 @@
+"""The values of one pair of pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .._checks import PADDINGS, choice, positive
+from .._multiscale import BETAS
+from .._terms import to_psnr
+from ..functional import image_loss, ms_ssim
+from .pictures import MAX_PIXELS, PictureError, data_range, read_picture
+
+# what a result holds, in the order of the columns
+FIELDS = {
+    "input": str,
+    "target": str,
+    "ssim": float,
+    "ms_ssim": float,
+    "psnr": float,
+    "mse": float,
+    "l1": float,
+    "height": int,
+    "width": int,
+    "channels": int,
+    "dtype": str,
+    "data_range": float,
+    "padding": str,
+    "error": str,
+}
+Result = dict[str, Any]  # FIELDS' names and values; None for what there is not
+MS_SSIM_LEAST = 11 * 2 ** (len(BETAS) - 1)  # pixels of a side: the window at the coarsest scale
+
+
+class Settings(NamedTuple):
+    """How pairs are compared."""
+
+    data_range: float | None = None  # None: what the pictures' type implies
+    padding: str = "same"
+    ms_ssim: bool = False  # it takes longer than all the others together
+    max_pixels: int = MAX_PIXELS
+
+    def checked(self) -> Settings:
+        """The same, or a ValueError that names what is wrong."""
+        if self.data_range is not None:
+            positive("data_range", self.data_range)
+        choice("padding", self.padding, PADDINGS)
+        positive("max_pixels", self.max_pixels)
+        return self
+
+    def fit(self, result: Result) -> bool:
+        """Whether a result that has values was made with these settings."""
+        wanted = self.data_range
+        if wanted is None:
+            kind = np.dtype(result["dtype"])
+            wanted = data_range(np.empty(0, kind))
+        large = min(result["height"], result["width"]) >= MS_SSIM_LEAST
+        return (
+            result["padding"] == self.padding
+            and result["data_range"] == wanted
+            and (result["ms_ssim"] is not None) == (self.ms_ssim and large)
+        )
+
+
+def as_tensor(picture: np.ndarray) -> torch.Tensor:
+    """(1, C, H, W) of a picture (H, W, C), float32 or float64: exact, and what is fastest."""
+    wide = np.float64 if picture.dtype == np.float64 else np.float32
+    planes = np.empty((1, picture.shape[2], *picture.shape[:2]), wide)
+    planes[0] = picture.transpose(2, 0, 1)
+    return torch.from_numpy(planes)
+
+
+def check_pair(input: np.ndarray, target: np.ndarray) -> None:
+    """Two pictures that can be compared, or a PictureError."""
+    size, other = (f"{p.shape[1]} x {p.shape[0]}" for p in (input, target))
+    if size != other:
+        raise PictureError(f"the pictures differ in size: {size} and {other}")
+    if input.shape[2] != target.shape[2]:
+        channels = f"{input.shape[2]} and {target.shape[2]}"
+        raise PictureError(f"the pictures differ in their number of channels: {channels}")
+    if input.dtype != target.dtype:
+        raise PictureError(f"the pictures differ in type: {input.dtype} and {target.dtype}")
+
+
+def _check_values(picture: np.ndarray, settings: Settings) -> None:
+    """Numbers that go with the data range: only floating-point ones can fail."""
+    if picture.dtype.kind != "f":
+        return
+    low, high = float(picture.min()), float(picture.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise PictureError("a picture holds NaN or infinity")
+    if settings.data_range is None and not -1e-3 <= low <= high <= 1 + 1e-3:
+        raise PictureError(
+            f"floating-point values from {low:g} to {high:g} are not in [0, 1]: give the data range"
+        )
+
+
+def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result:
+    """SSIM, MS-SSIM, PSNR, MSE and L1 of two pictures, as their channels' mean.
+
+    Shape:
+        (H, W, C), of one type. MS-SSIM is None where a side is shorter than 176 pixels.
+
+    Units:
+        MSE and L1: those of the pictures. PSNR: decibels, infinite for equal pictures.
+
+    Raises:
+        PictureError: the pictures differ in size, channels or type, or hold no usable numbers.
+    """
+    check_pair(input, target)
+    for picture in (input, target):
+        _check_values(picture, settings)
+    height, width, channels = input.shape
+    span = settings.data_range or data_range(input)
+    x, y = as_tensor(input), as_tensor(target)
+    try:
+        with torch.inference_mode():
+            _, terms = image_loss(
+                x, y, ssim=1, mse=1, l1=1, data_range=span, padding=settings.padding,
+                return_terms=True,
+            )  # fmt: skip
+            coarse = None
+            if settings.ms_ssim and min(height, width) >= MS_SSIM_LEAST:
+                coarse = ms_ssim(x, y, data_range=span).item()
+    except ValueError as error:  # a border or window that is larger than the pictures
+        raise PictureError(str(error)) from None
+    return {
+        "ssim": 1 - terms.ssim.item(),
+        "ms_ssim": coarse,
+        "psnr": to_psnr(terms.mse.double(), span).item(),
+        "mse": terms.mse.item(),
+        "l1": terms.l1.item(),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "dtype": input.dtype.name,
+        "data_range": span,
+        "padding": settings.padding,
+        "error": None,
+    }
+
+
+def failed(error: str) -> Result:
+    """The result of a pair that could not be compared."""
+    return {name: None for name in FIELDS if name not in ("input", "target")} | {"error": error}
+
+
+def compare_files(input: str | Path, target: str | Path, settings: Settings) -> Result:
+    """The result of two files; what is wrong with them stands in its ``error``."""
+    try:
+        first, second = (read_picture(path, settings.max_pixels) for path in (input, target))
+        return compare(first, second, settings)
+    except PictureError as error:
+        return failed(str(error))
+    except MemoryError:
+        return failed(f"no memory to compare {input} with {target}")

@@ -1,0 +1,31 @@
+"""The course of a video's SSIM as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .video import Course
+
+
+def plot_course(path: Path, course: Course, title: str) -> None:
+    """SSIM against time, with the worst frames marked; the suffix says which kind of file.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: there is no such kind of file.
+    """
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(course.times, course.similarities, linewidth=1)
+    worst = [number for number, _ in course.worst()]
+    for place, number in enumerate(worst):
+        point = course.times[number], course.similarities[number]
+        axes.plot(*point, "o", color="tab:red", label="the worst frames" if place == 0 else None)
+        axes.annotate(f" {number}", point, fontsize=8)
+    axes.set(xlabel="seconds", ylabel="SSIM", title=title)
+    axes.grid(alpha=0.3)
+    if worst:
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,149 @@
+"""Many pairs: decoding and comparing on all cores, in bounded memory, written as they come."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from .compare import Result, Settings, compare_files, failed
+from .outputs import Files, Outputs
+from .pairs import Pair
+from .summary import Summary
+from .writers import ResultsError, key_of, open_writer, read_results, rewrite
+
+_IN_FLIGHT = 4  # pairs for each thread that wait for their turn or for their elders
+
+
+def result_of(pair: Pair, settings: Settings) -> Result:
+    """A pair's names and values, in the order of the columns."""
+    names = {"input": pair.input or None, "target": pair.target or None}
+    if pair.error is not None:
+        return names | failed(pair.error)
+    return names | compare_files(pair.input, pair.target, settings)
+
+
+def _in_order(
+    pairs: Iterable[Pair], settings: Settings, threads: int
+) -> Generator[Result, None, None]:
+    """Results in the order of their pairs, of which few are in memory at a time."""
+    waiting: deque[Future[Result]] = deque()
+    rest = iter(pairs)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for pair in itertools.islice(rest, _IN_FLIGHT * threads):
+                waiting.append(pool.submit(result_of, pair, settings))
+            while waiting:
+                result = waiting.popleft().result()
+                for pair in itertools.islice(rest, 1):
+                    waiting.append(pool.submit(result_of, pair, settings))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        summary: of the results, those of earlier runs that it resumed included.
+        failures: outputs that could not be written, and why.
+        interrupted: whether Ctrl-C ended it, or is to end it.
+    """
+
+    def __init__(self, keep_worst: int = 10) -> None:
+        self.summary = Summary(keep_worst)
+        self.failures: list[str] = []
+        self.interrupted = False
+
+
+def resume(outputs: Outputs, parts: dict[str, list[Path]], settings: Settings) -> None:
+    """Bring together what earlier runs have written in every output, less what failed.
+
+    parts: further files of each kind, which are removed.
+
+    Raises:
+        ResultsError: a file holds something else, or was made with other settings.
+    """
+    files = {kind: [path, *parts.get(kind, [])] for kind, path in outputs.items()}
+    common = set.intersection(*({key for key, _ in _good(k, f)} for k, f in files.items()))
+    for kind, (path, *others) in files.items():
+        if path.exists() or others:
+            rewrite(kind, path, _once(kind, [path, *others], common, settings))
+        for part in others:
+            part.unlink()
+
+
+def _good(kind: str, files: list[Path]) -> Iterator[tuple[int, Result]]:
+    """Results that are no errors, by key."""
+    for path in files:
+        for result in read_results(kind, path):
+            if result["error"] is None:
+                yield key_of(result["input"], result["target"]), result
+
+
+def _once(kind: str, files: list[Path], keys: set[int], settings: Settings) -> Iterator[Result]:
+    """Those of these keys, each once, if they fit the settings."""
+    rest = set(keys)
+    for key, result in _good(kind, files):
+        if key not in rest:
+            continue
+        if not settings.fit(result):
+            raise ResultsError(
+                f"{files[0]}: was made with other settings: padding {result['padding']!r}, data "
+                f"range {result['data_range']:g}, MS-SSIM {result['ms_ssim']} of "
+                f"{result['width']} x {result['height']} {result['dtype']}"
+            )
+        rest.discard(key)
+        yield result
+
+
+def finished(outputs: Outputs, summary: Summary | None) -> set[int]:
+    """Keys of the pairs that resumed outputs have; the summary, if any, gets their results."""
+    keys = set()
+    kind, path = next(iter(outputs.items()))
+    for key, result in _good(kind, [path]):
+        keys.add(key)
+        if summary is not None:
+            summary.add(result)
+    return keys
+
+
+def evaluate(
+    pairs: Iterable[Pair],
+    settings: Settings,
+    outputs: Outputs,
+    *,
+    append: bool,
+    threads: int,
+    outcome: Outcome,
+    advance: Callable[[Result], None] = lambda result: None,
+) -> None:
+    """Compare pairs; what they come to goes to the outcome and to the outputs.
+
+    ``advance`` is called with each result. Ctrl-C, an outcome that says ``interrupted``, and
+    outputs that all fail end it early; what is finished by then is in the outputs.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pair a thread: no pair waits for its neighbours
+    files = Files(outputs, functools.partial(open_writer, append=append))
+    results = _in_order(pairs, settings, threads)
+    try:
+        for result in results if not files.all_failed else ():
+            files.add(result)
+            outcome.summary.add(result)
+            advance(result)
+            if files.all_failed or outcome.interrupted:
+                break
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    finally:
+        results.close()
+        files.close()
+        outcome.failures += files.failures
+        torch.set_num_threads(before)

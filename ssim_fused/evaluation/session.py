@@ -1,0 +1,73 @@
+"""One call of the command: resume, take a share, compare, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .compare import Result, Settings
+from .outputs import Outputs
+from .pairs import Pairs
+from .ranks import Ranks
+from .run import Outcome, evaluate, finished, resume
+from .writers import ResultsError, key_of
+
+
+def run_session(
+    pairs: Pairs,
+    settings: Settings,
+    outputs: Outputs,
+    ranks: Ranks,
+    *,
+    resuming: bool,
+    threads: int,
+    outcome: Outcome,
+    show: Callable[[int, int], None],
+) -> None:
+    """Compare pairs, on all ranks, into the outputs and into the outcome, which is one for all.
+
+    resuming: leave out what the outputs have. show: is told how many this process has done, and of
+    how many.
+
+    Raises:
+        ResultsError: the outputs cannot be resumed.
+    """
+    done: set[int] = set()
+    problem = _prepare(outputs, ranks, settings, resuming) if ranks.rank == 0 else None
+    problem = ranks.agree(problem)
+    if problem is not None:
+        raise ResultsError(problem)
+    if resuming:
+        done = finished(outputs, outcome.summary if ranks.rank == 0 else None)
+    rest = (pair for pair in pairs.each if key_of(pair.input, pair.target) not in done)
+    total = -(-max(pairs.total - len(done), 0) // ranks.size)
+    count = 0
+
+    def advance(result: Result) -> None:
+        nonlocal count
+        count += 1
+        show(count, total)
+
+    evaluate(
+        ranks.share(rest),
+        settings,
+        ranks.own(outputs),
+        append=resuming and ranks.size == 1,
+        threads=threads,
+        outcome=outcome,
+        advance=advance,
+    )
+    ranks.merge(outputs, outcome, resuming)
+
+
+def _prepare(outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool) -> str | None:
+    """What earlier runs left, brought together or removed; what is wrong with it."""
+    parts = ranks.parts(outputs)
+    try:
+        if resuming:
+            resume(outputs, parts, settings)
+        else:
+            for part in (part for of_kind in parts.values() for part in of_kind):
+                part.unlink()
+    except (ResultsError, OSError) as error:
+        return str(error)
+    return None

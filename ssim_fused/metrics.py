@@ -1,0 +1,135 @@
+"""torchmetrics Metrics of SSIM: needs torchmetrics, ``pip install torchmetrics``.
+
+State is a sum in float64 and a count, whatever the number of images; it is summed across processes.
+Every image counts once, so the value does not depend on how images are split into batches and
+processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import check_settings
+from ._metric import Metric
+from ._multiscale import BETAS, check_multiscale
+from .functional import ms_ssim_loss, ssim_loss
+
+__all__ = ["MultiScaleStructuralSimilarity", "StructuralSimilarity"]
+
+
+def _checked(settings: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Settings are checked before there are images; each image has its own value."""
+    if "reduction" in settings:
+        raise TypeError("reduction is not a setting of a metric: it is the mean over images")
+    others = {name: value for name, value in settings.items() if name not in names}
+    check_settings(
+        **others if others.get("data_range") is not None else others | {"data_range": 1.0}
+    )
+
+
+class _Mean(Metric):
+    """1 minus the mean of losses of images."""
+
+    higher_is_better = True
+    is_differentiable = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    loss: Tensor
+    images: Tensor
+
+    def _add_states(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state("loss", default=zero, dist_reduce_fx="sum")
+        self.add_state("images", default=zero.clone(), dist_reduce_fx="sum")
+
+    def _add(self, losses: Tensor) -> None:
+        self.loss = self.loss + losses.double().sum()
+        self.images = self.images + losses.numel()
+
+    def compute(self) -> Tensor:
+        """Mean similarity of all images so far, in float64; NaN where there are none."""
+        return 1 - self.loss / self.images
+
+
+class StructuralSimilarity(_Mean):
+    """Mean SSIM of images, as :func:`ssim_fused.ssim` has it.
+
+    Args:
+        settings: those of :func:`ssim_fused.ssim_loss`, less reduction, mask and weight. Keywords
+            of :class:`torchmetrics.Metric` (``sync_on_compute``, ``process_group``, ...) may stand
+            beside them.
+
+    Shape:
+        input, target: (N, C, H, W), (C, H, W), and what else ``spatial_dims`` allows. Batches may
+        differ in size. Value: (), float64.
+
+    Example:
+        >>> metric = StructuralSimilarity(data_range=1.0)
+        >>> for x, y in loader:
+        ...     metric.update(model(x), y)
+        >>> metric.compute()
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**_taken(settings))
+        _checked(settings, ("mask_threshold",))
+        self.settings = settings
+        self._add_states()
+
+    def update(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch; ``mask`` as in :func:`ssim_fused.ssim_loss`."""
+        self._add(ssim_loss(input, target, reduction="image", mask=mask, **self.settings))
+
+
+class MultiScaleStructuralSimilarity(_Mean):
+    """Mean MS-SSIM of images, as :func:`ssim_fused.ms_ssim` has it.
+
+    Args:
+        settings: those of :func:`ssim_fused.ms_ssim_loss`, less reduction, and keywords of
+            :class:`torchmetrics.Metric`.
+
+    Shape:
+        As in :class:`StructuralSimilarity`, at least 176 x 176 for the default five scales.
+
+    Example:
+        >>> MultiScaleStructuralSimilarity(data_range=255.0)(x, y)
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**_taken(settings))
+        names = ("betas", "normalize", "pooling", "per_channel")
+        _checked(settings, names)
+        check_multiscale(
+            settings.get("betas", BETAS),
+            settings.get("normalize"),
+            settings.get("pooling", "floor"),
+            settings.get("per_channel", True),
+            "mean",
+            settings.get("spatial_dims"),
+        )
+        self.settings = settings
+        self._add_states()
+
+    def update(self, input: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        self._add(ms_ssim_loss(input, target, reduction="image", **self.settings))
+
+
+_BASE = (
+    "compute_on_cpu",
+    "compute_with_cache",
+    "dist_sync_fn",
+    "dist_sync_on_step",
+    "distributed_available_fn",
+    "process_group",
+    "sync_on_compute",
+)
+
+
+def _taken(settings: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of the base class, taken out of settings."""
+    return {name: settings.pop(name) for name in _BASE if name in settings}

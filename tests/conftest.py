@@ -4,10 +4,16 @@ with one reason that counts them.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ssim_fused import _ops
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def _no_cuda() -> str | None:
@@ -23,3 +29,40 @@ def pytest_collection_modifyitems(items):
         why = f"{len(marked)} tests of the CUDA kernels on a GPU: {reason}"
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def call_main(capsys):
+    """Calls a script's main; what it printed to stdout and to stderr."""
+
+    def call(main, arguments, code=0):
+        try:
+            got = main(arguments)
+        except SystemExit as end:  # of argparse
+            got = end.code
+        said = capsys.readouterr()
+        assert got == code, said.err[-3000:]
+        return said
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Loads a script of examples/ as a module, by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+
+        def load(name):
+            if name not in sys.modules:
+                spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+                module = importlib.util.module_from_spec(spec)
+                patch.setitem(sys.modules, name, module)  # dataclasses look it up there
+                try:
+                    spec.loader.exec_module(module)
+                except BaseException:
+                    patch.delitem(sys.modules, name)
+                    raise
+            return sys.modules[name]
+
+        yield load

@@ -84,3 +84,17 @@ def test_the_usual_form_would_fail():
     x, y = x.float(), y.float()
     true = reference.ssim_loss(x.double(), y.double())
     assert relative_error(1 - oracle_map(x, y).mean(), true) > 1e-4
+
+
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.parametrize(("size", "sigma"), [(3, 0.8), (7, 1.0), (7, 1.5), (11, 0.6), (33, 5.0)])
+@pytest.mark.parametrize("module", [ssim_fused, reference])
+def test_windows_sum_to_one_in_float32(module, size, sigma, window):
+    """A sum of 1 + e makes variances wrong by e times the squared mean: dark and bright."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = (0.05 + 0.02 * torch.rand(2, 1, 1, 96, 192, generator=generator)).unbind()
+    for image in (x, y):
+        image[..., 96:] += 0.9
+    settings = dict(window=window, window_size=size, sigma=sigma, padding="valid")
+    true = module.ssim(x.double(), y.double(), **settings).item()
+    assert module.ssim(x, y, **settings).item() == pytest.approx(true, abs=2e-6)

@@ -8,6 +8,7 @@ from tables import pictures
 
 import ssim_fused
 from ssim_fused import _ops, reference
+from ssim_fused._request import MEAN, PLANE, SUM
 
 X = torch.rand(2, 3, 16, 20)
 
@@ -18,14 +19,17 @@ CASES = {
     "dtypes": (X, X.double(), {}, TypeError, ["float32", "float64"]),
     "devices": (X, X.to("meta"), {}, ValueError, ["cpu", "meta"]),
     "integer": (X.int(), X.int(), {}, TypeError, ["int32"]),
-    "bytes": (X.byte(), X.byte(), {}, TypeError, ["uint8"]),
+    "signed bytes": (X.char(), X.char(), {}, TypeError, ["int8"]),
     "complex": (X.cfloat(), X.cfloat(), {}, TypeError, ["complex64"]),
     "bool": (X > 0.5, X > 0.5, {}, TypeError, ["bool"]),
     "sparse": (X.to_sparse(), X.to_sparse(), {}, TypeError, ["sparse"]),
     "not a tensor": (X.numpy(), X, {}, TypeError, ["ndarray"]),
     "None": (X, None, {}, TypeError, ["NoneType"]),
     "rank 2": (X[0, 0], X[0, 0], {}, ValueError, ["(16, 20)"]),
-    "rank 5": (X[None], X[None], {}, ValueError, ["(1, 2, 3, 16, 20)"]),
+    "rank 6": (X[None, None], X[None, None], {}, ValueError, ["(1, 1, 2, 3, 16, 20)"]),
+    "rank of signals": (X, X, {"spatial_dims": 1}, ValueError, ["(N, C, L)", "(2, 3, 16, 20)"]),
+    "rank of volumes": (X[0], X[0], {"spatial_dims": 3}, ValueError, ["D", "(3, 16, 20)"]),
+    "spatial_dims": (X, X, {"spatial_dims": 4}, ValueError, ["spatial_dims", "4"]),
     "rank 0": (torch.tensor(1.0), torch.tensor(1.0), {}, ValueError, ["()"]),
     "empty batch": (X[:0], X[:0], {}, ValueError, ["(0, 3, 16, 20)"]),
     "empty rows": (X[:, :, :0], X[:, :, :0], {}, ValueError, ["(2, 3, 0, 20)"]),
@@ -41,6 +45,91 @@ CASES = {
         ValueError,
         ["17", "16 x 20"],
     ),
+    "window for three axes": (
+        X,
+        X,
+        {"window_size": (3, 5, 7)},
+        ValueError,
+        ["3 axes", "images of 2"],
+    ),
+    "windows and sigmas": (
+        X,
+        X,
+        {"window_size": (3, 5), "sigma": (1.0, 1.0, 1.0)},
+        ValueError,
+        ["(3, 5)", "(1.0, 1.0, 1.0)"],
+    ),
+    "even axis": (X, X, {"window_size": (3, 4)}, ValueError, ["window_size", "4"]),
+    "no axes": (X, X, {"window_size": ()}, ValueError, ["window_size", "()"]),
+    "window name": (X, X, {"window": "box"}, ValueError, ["'box'", "'uniform'"]),
+    "window type": (X, X, {"window": 3.0}, TypeError, ["window", "float"]),
+    "window sum": (X, X, {"window": [1.0, 2.0, 1.0]}, ValueError, ["sum to 1", "4"]),
+    "window even": (X, X, {"window": [0.5, 0.5]}, ValueError, ["odd", "2"]),
+    "window lopsided": (X, X, {"window": [0.5, 0.3, 0.2]}, ValueError, ["symmetric", "0.5"]),
+    "window nan": (X, X, {"window": [float("nan")]}, ValueError, ["nan"]),
+    "window text": (X, X, {"window": ["1"]}, TypeError, ["str"]),
+    "reflect too far": (
+        X,
+        X,
+        {"window_size": 33, "padding": "reflect"},
+        ValueError,
+        ["'reflect'", "17 x 17", "16 x 20"],
+    ),
+    "circle too far": (
+        X,
+        X,
+        {"window_size": 35, "padding": "circular"},
+        ValueError,
+        ["'circular'", "17 x 17", "16 x 20"],
+    ),
+    "term": (X, X, {"term": "cs"}, ValueError, ["term", "'cs'", "'contrast_structure'"]),
+    "term and clamp": (
+        X,
+        X,
+        {"term": "luminance", "nonnegative_ssim": True},
+        ValueError,
+        ["nonnegative_ssim", "'luminance'"],
+    ),
+    "clamp": (X, X, {"nonnegative_ssim": 1}, TypeError, ["nonnegative_ssim", "int"]),
+    "sample of one": (
+        X,
+        X,
+        {"window_size": 1, "sample_covariance": True},
+        ValueError,
+        ["sample_covariance"],
+    ),
+    "mask type": (X, X, {"mask": "all"}, TypeError, ["mask", "str"]),
+    "mask of whole numbers": (X, X, {"mask": X.long()}, TypeError, ["mask", "int64"]),
+    "mask shape": (X, X, {"mask": X[:, :2] > 0}, ValueError, ["mask", "(2, 2, 16, 20)"]),
+    "mask rank": (X, X, {"mask": X[0, 0] > 0}, ValueError, ["mask", "(16, 20)"]),
+    "mask range": (X, X, {"mask": X + 1}, ValueError, ["mask", "[0, 1]"]),
+    "mask nan": (X, X, {"mask": X * float("nan")}, ValueError, ["mask", "[0, 1]"]),
+    "mask device": (X, X, {"mask": X.to("meta")}, ValueError, ["mask", "meta"]),
+    "mask gradient": (
+        X,
+        X,
+        {"mask": torch.ones_like(X).requires_grad_()},
+        ValueError,
+        ["mask", "gradient"],
+    ),
+    "empty mask": (
+        X,
+        X,
+        {"mask": torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 16, 20)},
+        ValueError,
+        ["mask", "images [1]", "0.5"],
+    ),
+    "mask threshold": (
+        X,
+        X,
+        {"mask": X > 0, "mask_threshold": 1.0},
+        ValueError,
+        ["mask_threshold", "1.0"],
+    ),
+    "weight shape": (X, X, {"weight": X[..., 1:]}, ValueError, ["weight", "(2, 3, 16, 19)"]),
+    "weight negative": (X, X, {"weight": X - 1}, ValueError, ["weight", "negative"]),
+    "weight zero": (X, X, {"weight": X * 0}, ValueError, ["weight", "images [0, 1]"]),
+    "weight of a map": (X, X, {"weight": X, "reduction": "none"}, ValueError, ["'none'"]),
     "sigma 0": (X, X, {"sigma": 0.0}, ValueError, ["sigma", "0.0"]),
     "sigma negative": (X, X, {"sigma": -1.5}, ValueError, ["-1.5"]),
     "sigma nan": (X, X, {"sigma": float("nan")}, ValueError, ["nan"]),
@@ -114,44 +203,136 @@ HOSTILE = {
 }
 
 
+def settings(window, data_range=1.0):
+    return (window, (len(window),), data_range, 0.01, 0.03, False, 0)
+
+
 @native
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_operator_calls_raise(name):
     x, y, window, data_range = HOSTILE[name]
-    arguments = (x, y, window, data_range, 0.01, 0.03, False)
+    arguments = settings(window, data_range)
+    ones = torch.ones(2, 3, 16, 20)
     with pytest.raises(RuntimeError, match="ssim_fused"):
-        torch.ops.ssim_fused.loss(*arguments, "mean", True, True)
+        torch.ops.ssim_fused.loss(x, y, None, None, None, *arguments, MEAN, ())
     with pytest.raises(RuntimeError, match="ssim_fused"):
-        torch.ops.ssim_fused.loss_map(*arguments)
+        torch.ops.ssim_fused.loss_and_gradients(
+            x, y, None, None, None, *arguments, MEAN, (), True, True
+        )
     with pytest.raises(RuntimeError, match="ssim_fused"):
-        torch.ops.ssim_fused.loss_backward(torch.ones(2, 3, 16, 20), *arguments, True, True)
+        torch.ops.ssim_fused.loss_map(x, y, None, None, *arguments)
+    with pytest.raises(RuntimeError, match="ssim_fused"):
+        torch.ops.ssim_fused.loss_backward(ones, x, y, None, None, *arguments, True, True)
+    with pytest.raises(RuntimeError, match="ssim_fused"):
+        torch.ops.ssim_fused.loss_and_pool(x, y, (0, 0), *arguments, True, True)
+
+
+def hostile_loss(
+    weight=None,
+    mask=None,
+    coverage=None,
+    window=WINDOW,
+    taps=(3,),
+    valid=False,
+    kind=0,
+    reduction=MEAN,
+    term_weights=(),
+    grads=(False, False),
+    image=X,
+):
+    beside = (weight, mask, coverage)
+    rest = (window, taps, 1.0, 0.01, 0.03, valid, kind, reduction, term_weights)
+    if any(grads):
+        return torch.ops.ssim_fused.loss_and_gradients(image, image, *beside, *rest, *grads)
+    return torch.ops.ssim_fused.loss(image, image, *beside, *rest)
+
+
+ONES = torch.ones(2, 3, 16, 20)
+HOSTILE_BESIDE = {
+    "reduction": ({"reduction": 3}, "reduction"),
+    "planes with a gradient": ({"reduction": PLANE, "grads": (True, False)}, "loss_backward"),
+    "window too large": ({"window": (1 / 21,) * 21, "taps": (21,), "valid": True}, "larger"),
+    "taps of another window": ({"taps": (5,)}, "length"),
+    "taps beyond the window": ({"taps": (3, 3)}, "length"),
+    "taps below 1": ({"taps": (-3,)}, "odd"),
+    "taps of three axes": ({"window": WINDOW * 3, "taps": (3, 3, 3)}, "each axis"),
+    "kind": ({"kind": -1}, "kind"),
+    "mask alone": ({"mask": ONES}, "coverage"),
+    "mask of another size": ({"mask": ONES[..., :9], "coverage": ONES}, "mask"),
+    "coverage of another size": ({"mask": ONES, "coverage": ONES[:1]}, "coverage"),
+    "mask of another type": ({"mask": ONES.double(), "coverage": ONES}, "mask"),
+    "weight of another size": ({"weight": ONES[0]}, "window_weight"),
+    "weight of another type": ({"weight": ONES.half()}, "window_weight"),
+    "two terms": ({"term_weights": (1.0, 1.0)}, "term_weights"),
+    "terms of a sum": ({"term_weights": (1.0, 1.0, 0.0), "reduction": SUM}, "other terms"),
+    "terms under a mask": (
+        {"term_weights": (1.0, 1.0, 0.0), "mask": ONES, "coverage": ONES},
+        "other terms",
+    ),
+    "gradient of whole numbers": ({"image": X.byte(), "grads": (True, True)}, "whole numbers"),
+    "half-precision volume": (
+        {"image": X.half()[:, :, None].expand(2, 3, 4, 16, 20)},
+        "float32 or float64",
+    ),
+}
 
 
 @native
-def test_hostile_arguments_beside_the_images():
-    arguments = (X, X, WINDOW, 1.0, 0.01, 0.03, False)
-    ops = torch.ops.ssim_fused
-    with pytest.raises(RuntimeError, match="reduction"):
-        ops.loss(*arguments, "median", False, False)
-    with pytest.raises(RuntimeError, match="loss_backward"):
-        ops.loss(*arguments, "image", True, False)
-    with pytest.raises(RuntimeError, match="larger"):
-        ops.loss(X, X, (1 / 21,) * 21, 1.0, 0.01, 0.03, True, "mean", True, False)
-    for grad_map in (
-        torch.ones(2, 3, 16, 19),
-        torch.ones(2, 3, 16),
-        torch.ones(2, 3, 16, 20).double(),
-    ):
+@pytest.mark.parametrize("name", HOSTILE_BESIDE)
+def test_hostile_arguments_beside_the_images(name):
+    arguments, message = HOSTILE_BESIDE[name]
+    hostile_loss()  # the others are right
+    with pytest.raises(RuntimeError, match=message):
+        hostile_loss(**arguments)
+
+
+@native
+def test_hostile_gradients_of_maps():
+    arguments = settings(WINDOW)
+    for grad_map in (ONES[..., :19], ONES[..., 0], ONES.double()):
         with pytest.raises(RuntimeError, match="grad_map"):
-            ops.loss_backward(grad_map, *arguments, True, False)
+            torch.ops.ssim_fused.loss_backward(grad_map, X, X, None, None, *arguments, True, False)
+
+
+HALF, FACTOR = torch.ones(2, 3, 8, 10), torch.ones(2, 3)
+HOSTILE_POOLED = {
+    "grad of another rank": ((ONES[0], FACTOR, HALF, (0, 0)), "grad must"),
+    "grad of a half type": ((ONES.half(), FACTOR, HALF, (0, 0)), "grad must"),
+    "factor of another size": ((ONES, FACTOR[0], HALF, (0, 0)), "factor"),
+    "factor of another type": ((ONES, FACTOR.double(), HALF, (0, 0)), "factor"),
+    "half of another size": ((ONES, FACTOR, HALF[..., :9], (0, 0)), "grad_pooled"),
+    "half of another type": ((ONES, FACTOR, HALF.double(), (0, 0)), "grad_pooled"),
+    "half of another offset": ((ONES[..., :19], FACTOR, HALF[..., :9], (0, 1)), "grad_pooled"),
+    "no offset": ((ONES, FACTOR, HALF, ()), "pool_offset"),
+    "offset of two": ((ONES, FACTOR, HALF, (0, 2)), "pool_offset"),
+}
+
+
+@native
+@pytest.mark.parametrize("name", HOSTILE_POOLED)
+def test_hostile_gradients_of_pooled_images(name):
+    arguments, message = HOSTILE_POOLED[name]
+    torch.ops.ssim_fused.unpool(ONES, FACTOR, HALF, (0, 0))  # the others are right
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.ssim_fused.unpool(*arguments)
+
+
+@native
+def test_hostile_pooling():
+    arguments = settings(WINDOW)
+    pool = torch.ops.ssim_fused.loss_and_pool
+    with pytest.raises(RuntimeError, match="pool_offset"):
+        pool(X, X, (0, -1), *arguments, False, False)
+    with pytest.raises(RuntimeError, match="only images"):
+        pool(X[:, :, None], X[:, :, None], (0, 0), *arguments, False, False)
+    with pytest.raises(RuntimeError, match="whole numbers"):
+        pool(X.byte(), X.byte(), (0, 0), *settings((1 / 11,) * 11), True, False)
 
 
 @native
 def test_a_window_with_nan_does_not_crash():
-    loss = torch.ops.ssim_fused.loss(
-        X, X + 0.1, (float("nan"),) * 3, 1.0, 0.01, 0.03, False, "mean", True, True
-    )
-    assert torch.isnan(loss[0])
+    value = hostile_loss(window=(float("nan"),) * 3, grads=(True, True))[0]
+    assert torch.isnan(value)
 
 
 def test_an_overshoot_of_the_range_is_no_error():

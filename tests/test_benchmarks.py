@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 
@@ -13,15 +14,20 @@ from benchmarks import __main__ as cli
 from benchmarks import (
     accuracy,
     against,
+    breadth,
     ceilings,
     cpu,
     engine,
+    originals,
     providers,
     readme,
     results,
+    switching,
     train_step,
+    vae_losses,
 )
 from benchmarks.engine import Workload
+from examples.cvae.data import digits
 
 TINY = Workload("step", (2, 1, 24, 30))
 
@@ -188,13 +194,15 @@ def test_separable_code_agrees_with_float64(name):
     assert agrees, error
 
 
-def test_readme_shows_the_committed_results():
-    text = (readme.ROOT / "README.md").read_text()
-    assert readme.with_tables(text) == text, "run python -m benchmarks readme"
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_pages_show_the_committed_results(page):
+    text = (readme.ROOT / page).read_text()
+    assert readme.with_tables(text, page) == text, "run python -m benchmarks readme"
 
 
 def test_readme_is_seen_to_differ(tmp_path):
-    for name in ("quick.csv", "accuracy.csv", "train_step.csv", "gpu_cost.csv"):
+    names = ("quick.csv", "accuracy.csv", "train_step.csv", "gpu_cost.csv", "breadth.csv")
+    for name in names:
         rows = results.load(results.RESULTS / name)
         for row in rows:
             for column in ("ns_per_pixel", "value_error", "step_ms"):
@@ -202,7 +210,7 @@ def test_readme_is_seen_to_differ(tmp_path):
                     row[column] = str(7 * float(row[column]))
         results.save(tmp_path, name.removesuffix(".csv"), rows)
     text = (readme.ROOT / "README.md").read_text()
-    assert readme.with_tables(text, tmp_path) != text
+    assert readme.with_tables(text, folder=tmp_path) != text
     with pytest.raises(ValueError, match="no place for the table 'speed'"):
         readme.with_tables("nothing")
 
@@ -305,3 +313,86 @@ def test_a_call_that_tries_the_patience_is_timed_once(monkeypatch):
     assert len(measured.seconds) == 1
     assert measured.agrees
     assert measured.problem == "timed once, not interleaved"
+
+
+def test_breadth_times_a_feature_beside_the_plain_loss():
+    slow = breadth.Feature("slow", shape=(1, 1, 24, 30), mask=True, rival="ssim")
+    row = breadth.measure(slow, 2)
+    assert row["value_ns"] > 0
+    assert row["step_ns"] > 0
+    assert (row["cpu"], row["cuda"]) == ("native", "plain PyTorch")
+    shown = breadth.markdown([{name: str(value) for name, value in row.items()}])
+    assert "| slow | 1x1x24x30 | native | plain PyTorch |" in shown
+
+
+def test_every_feature_is_computed():
+    for one in breadth.FEATURES:
+        shape = (*one.shape[:1], 1, *(min(size, 176) for size in one.shape[2:]))
+        feature = one._replace(shape=shape)
+        x, y = breadth._images(feature)
+        loss = feature.function(x, y, **feature.settings, **breadth._beside(feature))
+        assert torch.isfinite(loss).all(), feature.name
+
+
+def test_a_changed_import_is_timed_beside_the_original():
+    if reason := originals.missing("pytorch_msssim"):
+        pytest.skip(reason)
+    line = switching.LINES[0]._replace(shape=(1, 1, 24, 30))
+    value, step = switching.measure(line, 0.01)
+    assert (value["mode"], step["mode"]) == ("value", "step")
+    assert value["runs"] >= 5
+    assert value["gain"] == value["original_ms"] / value["ours_ms"] > 0
+
+
+def test_a_stand_in_with_another_value_is_not_timed(monkeypatch):
+    if reason := originals.missing("pytorch_msssim"):
+        pytest.skip(reason)
+    shim = originals.shim("pytorch_msssim")
+    monkeypatch.setattr(shim, "ssim", lambda x, y, data_range: (x - y).square().mean())
+    with pytest.raises(RuntimeError, match="the stand-in 0"):
+        switching.measure(switching.LINES[0]._replace(shape=(1, 1, 24, 30)), 0.01)
+
+
+def test_gains_stand_beside_the_lines_that_they_are_of():
+    rows = [
+        {"library": "lib", "name": "a", "mode": "value", "gain": "12.34"},
+        {"library": "lib", "name": "a", "mode": "step", "gain": "3.21"},
+        {"library": "lib", "name": "b", "mode": "value", "gain": "2"},
+    ]
+    assert switching.gain("`from lib import a, b, c`", rows) == "`a` 12x, 3.2x; `b` 2x, no step"
+    assert switching.gain("`from lib.x import a`", rows) == "12x, 3.2x"
+    assert switching.gain("`from fussim import a`", rows) == "not on a CPU"
+    assert switching.gain("`from kornia import a`", rows) == "not measured"
+    with pytest.raises(ValueError, match="no import line"):
+        switching.gain("import lib", rows)
+
+
+def test_every_line_of_switching_names_what_the_library_has():
+    for line in switching.LINES:
+        assert hasattr(originals.shim(line.library), line.name)
+
+
+def test_vae_losses_are_means_over_seeds():
+    pytest.importorskip("sklearn")
+    row = {"trained_with": "MSE", "beta": 0.006, "held_out_psnr": 20.0, "held_out_kl": 5.0}
+    row |= {"recognised": 0.5}
+    rows = [row | {"seed": seed, "held_out_ssim": 0.5 + 0.2 * seed} for seed in (0, 1)]
+    shown = vae_losses.markdown(rows)
+    assert "| MSE | 0.006 | 0.600 (0.500 to 0.700) | 20.0 (20.0 to 20.0) |" in shown
+    pictures = digits(32)
+    judge = vae_losses.Judge(pictures)
+    assert judge.accuracy > 0.9
+
+    class Painter:  # the real pictures are recognised, noise is not
+        classes, latent = 10, 4
+
+        def __init__(self, pictures):
+            self.pictures = pictures
+
+        def decode(self, z, labels):
+            found = [self.pictures.train[self.pictures.train_labels == k][:1] for k in labels]
+            return torch.cat(found)
+
+    assert judge.recognised(Painter(pictures)) >= 0.9
+    noise = pictures.train[torch.randperm(len(pictures.train))]
+    assert judge.recognised(Painter(dataclasses.replace(pictures, train=noise))) < 0.3

@@ -1,17 +1,19 @@
-"""The CUDA kernel through nvcc for every architecture, and through NVRTC of CUDA 12 and 13."""
+"""The CUDA kernels through nvcc for every architecture, and through NVRTC of CUDA 12 and 13."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-import nvrtc
+import cuda_standin
 import pytest
 
+from ssim_fused import _kernels, _nvrtc
+
 ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 OTHER_PYTHON = os.environ.get("SSIM_FUSED_OTHER_PYTHON")
 
@@ -30,45 +32,53 @@ def find_nvcc() -> Path | None:
 
 
 NVCC = find_nvcc()
-needs_nvcc = pytest.mark.skipif(
-    NVCC is None or not other_site_packages(),
-    reason="needs nvcc and a torch with CUDA (SSIM_FUSED_OTHER_PYTHON)",
-)
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The object for all architectures and PTX, and what ptxas said."""
-    torch = other_site_packages()[0] / "torch"
-    built = tmp_path_factory.mktemp("nvcc") / "ssim_cuda.o"
+def parameter_of(expression: str) -> str:
+    """The structure that a kernel is given."""
+    arithmetic = "double" if "<double" in expression else "float"
+    kind = "VolumeProblem" if "volume_kernel" in expression else "Problem"
+    return f"const __grid_constant__ ssim_fused::{kind}<{arithmetic}>"
+
+
+def compile_everywhere(header: str, folder: Path) -> str:
+    """What ptxas says of all kernels of a header, for all architectures."""
+    lines = [f'#include "{header}"']
+    for expression in (name for of, name in _kernels.names() if of == header):
+        parameters = parameter_of(expression)
+        if "reduce_kernel" in expression:
+            arithmetic = expression.partition("<")[2].removesuffix(">")
+            parameters = f"const {arithmetic}*, ssim_fused::Int64, double, {arithmetic}*"
+        lines.append(f"template __global__ void {expression}({parameters});")
+    source = folder / "kernels.cu"
+    source.write_text("\n".join(lines))
     command = [NVCC, "-std=c++20", "-O3", "--threads", "2", "-Werror", "all-warnings", "-Xptxas=-v"]
-    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
-    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch / 'include'}"]
-    command += [f"-I{torch / 'include/torch/csrc/api/include'}"]
     for number in ARCHITECTURES:
         command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-    command += ["-gencode", f"arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"]
-    done = subprocess.run(
-        [*map(str, command), "-c", str(ROOT / "csrc/ssim_cuda.cu"), "-o", str(built)],
-        capture_output=True,
-        text=True,
-    )
+    command += ["-fatbin", f"-I{CSRC}", source, "-o", folder / "kernels.fatbin"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    return built, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-@needs_nvcc
-def test_no_kernel_spills_on_any_architecture(compiled):
-    _, said = compiled
-    kernels = re.findall(
+def kernels_of(said: str) -> list[tuple]:
+    """Of each kernel: name, architecture, stack, spills stored and loaded, registers."""
+    return re.findall(
         r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
         said,
         re.DOTALL,
     )
+
+
+@needs_nvcc
+def test_no_kernel_spills_on_any_architecture(tmp_path):
+    kernels = kernels_of(compile_everywhere(_kernels.IMAGES, tmp_path))
     assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x (3 dtypes x 3 layouts + float64), and 2 that give a value an image
-    assert len(kernels) == 62 * len(ARCHITECTURES)
+    # 6 tasks x (3 dtypes x 3 layouts + float64); the plain loss apart: 3 tasks x 3 dtypes x 2
+    # layouts; 2 tasks x 2 dtypes of integers x 3 layouts; and 2 that give a value a plane
+    assert len(kernels) == (60 + 18 + 12 + 2) * len(ARCHITECTURES)
     spilled = [k for k in kernels if any(int(count) for count in k[2:5])]
     assert not spilled
     streaming = [int(k[5]) for k in kernels if "LayoutE0" in k[0]]
@@ -78,63 +88,66 @@ def test_no_kernel_spills_on_any_architecture(compiled):
 
 
 @needs_nvcc
-def test_the_library_loads_without_a_gpu_and_registers_its_operators(compiled, tmp_path):
-    built, _ = compiled
-    torch_lib = other_site_packages()[0] / "torch" / "lib"
-    library = tmp_path / "_C_cuda.so"
-    command = [NVCC, "-shared", "--cudart", "static", "-Xlinker", "--exclude-libs,ALL", built]
-    command += ["-o", library, f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
-    subprocess.run([str(word) for word in command], check=True)
+def test_no_kernel_for_volumes_spills_on_any_architecture(tmp_path):
+    kernels = kernels_of(compile_everywhere(_kernels.VOLUMES, tmp_path))
+    assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
+    # 6 tasks x 4 dtypes x (11 taps, other windows)
+    assert len(kernels) == 48 * len(ARCHITECTURES)
+    assert not [k for k in kernels if any(int(count) for count in k[2:5])]
+    fast = [int(k[5]) for k in kernels if "Lb1E" in k[0] and "kernelId" not in k[0]]
+    assert len(fast) == 18 * len(ARCHITECTURES)
+    assert max(fast) <= 168  # one block of 352 threads: registers are given to 4 warps at a time
+
+
+@pytest.mark.skipif(OTHER_PYTHON is None, reason="SSIM_FUSED_OTHER_PYTHON names no other torch")
+def test_the_library_loads_without_a_gpu_and_registers_its_operators(tmp_path):
+    """Built with the headers of one torch, without CUDA; loaded by another, with it."""
+    library = cuda_standin.build_library()
     script = (
-        "import torch, ssim_fused; assert torch.version.cuda;"
-        f"torch.ops.load_library({str(library)!r});"
+        "import sys, torch, ssim_fused; from pathlib import Path; from ssim_fused import _cuda;"
+        f"assert torch.version.cuda; _cuda.load(Path({str(library)!r}));"
         "dump = torch._C._dispatch_dump;"
-        "names = ('loss', 'loss_map', 'loss_backward');"
-        "print(all('CUDA: registered' in dump(f'ssim_fused::{name}') for name in names))"
+        "names = ('loss', 'loss_and_gradients', 'loss_map', 'loss_backward');"
+        "print(all('CUDA: registered' in dump(f'ssim_fused::{name}') for name in names),"
+        "_cuda.reason(), _cuda.kernels().nvrtc.version[0] == int(torch.version.cuda[:2]))"
     )
     done = subprocess.run([OTHER_PYTHON, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "True", done.stderr
+    assert done.stdout.strip() == "True None True", done.stderr
 
 
-KERNELS = [
-    f"ssim_fused::ssim_kernel<{dtype}, ssim_fused::Layout::{layout}, ssim_fused::Task::{task}>"
-    for dtype, layout in (
-        ("float", "streaming"),
-        ("float", "tile"),
-        ("float16", "tile"),
-        ("bfloat16", "any"),
-        ("double", "any"),
-    )
-    for task in ("value", "map", "gradient", "backwards")
-] + ["ssim_fused::reduce_kernel<float>", "ssim_fused::reduce_kernel<double>"]
-
-
-@pytest.mark.parametrize("architecture", ["75", "90", "120"])
+@pytest.mark.parametrize("architecture", [75, 120])
 @pytest.mark.parametrize("major", [12, 13])
-def test_nvrtc_compiles_the_header(major, architecture):
-    found = nvrtc.find(major, other_site_packages())
-    if found is None:
+def test_nvrtc_compiles_every_kind_of_kernel(major, architecture):
+    """One of each layout and type; `python release/prebuild.py` compiles all."""
+    path = _nvrtc.find(major, [])
+    if path is None:
+        folders = [p for site in other_site_packages() for p in site.glob("nvidia/*/lib")]
+        path = _nvrtc.find(major, folders)
+    if path is None:
         pytest.skip(f"no NVRTC of CUDA {major} (pip install nvidia-cuda-nvrtc-cu{major})")
-    cubin, names, log = found.compile(KERNELS, architecture)
-    assert cubin[:4] == b"\x7fELF"
-    assert all(name.encode() in cubin for name in names)
-    assert "warning" not in log
+    nvrtc, source = _nvrtc.Nvrtc(path), _kernels.Source(CSRC)
+    for header, expression in (
+        (_kernels.IMAGES, "ssim_kernel<float, ssim_fused::Layout::tile, {}gradient, false>"),
+        (_kernels.IMAGES, "ssim_kernel<float16, ssim_fused::Layout::streaming, {}value, false>"),
+        (_kernels.IMAGES, "ssim_kernel<double, ssim_fused::Layout::any, {}backwards, true>"),
+        (_kernels.IMAGES, "reduce_kernel<float>"),
+        (_kernels.VOLUMES, "volume_kernel<bfloat16, true, {}gradient>"),
+    ):
+        name = "ssim_fused::" + expression.format("ssim_fused::Task::")
+        assert (header, name) in _kernels.names()
+        made, log = nvrtc.compile(source.headers, header, name, architecture, _kernels.OPTIONS)
+        assert made.image[:4] == b"\x7fELF"
+        assert made.symbol.encode() in made.image
+        assert "GLOBAL__N" not in made.symbol  # the same in every run
+        assert "warning" not in log
 
 
 def test_nvrtc_reports_a_fault():
-    found = nvrtc.find(13, other_site_packages()) or nvrtc.find(12, other_site_packages())
-    if found is None:
+    path = _nvrtc.find()
+    if path is None:
         pytest.skip("no NVRTC")
+    source = _kernels.Source(CSRC)
     with pytest.raises(RuntimeError, match="no_such_kernel"):
-        found.compile(["ssim_fused::no_such_kernel<float>"], "80")
-
-
-def test_the_report_without_nvcc(tmp_path):
-    """setup.py finds no nvcc of torch's version and says which one is missing."""
-    script = (
-        "import sys; sys.argv = ['setup.py', '--name']; import setup as s\n"
-        "try: s.find_nvcc('99.1')\n"
-        "except s.CannotBuild as reason: print(reason)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "no nvcc of CUDA 99, for which torch is built" in done.stdout
+        _nvrtc.Nvrtc(path).compile(
+            source.headers, _kernels.IMAGES, "ssim_fused::no_such_kernel<float>", 80
+        )

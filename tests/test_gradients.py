@@ -7,13 +7,14 @@ import torch
 from tables import pictures
 
 import ssim_fused
-from ssim_fused import _ops, reference
+from ssim_fused import _checks, _ops, reference
+from ssim_fused._request import KINDS, MEAN, PLANE, SUM
 
 native = pytest.mark.skipif(
     _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
 )
-REDUCTIONS = ["mean", "sum", "image", "none"]
-WINDOW = _ops.reference.check_settings(11, 1.5, 1.0, 0.01, 0.03, "same", "mean").window
+REDUCTIONS = ["mean", "sum", "image", "channel", "none"]
+WINDOW = _checks.gaussian_window(11, 1.5)
 
 
 def small(needs=(True, True)):
@@ -63,8 +64,8 @@ def test_third_derivative():
     torch.testing.assert_close(third(ssim_fused), third(reference), rtol=1e-8, atol=1e-12)
 
 
-def settings_arguments(valid=False):
-    return (WINDOW, 1.0, 0.01, 0.03, valid)
+def settings_arguments(valid=False, kind="ssim"):
+    return (WINDOW, (len(WINDOW),), 1.0, 0.01, 0.03, valid, KINDS.index(kind))
 
 
 @native
@@ -73,19 +74,43 @@ def settings_arguments(valid=False):
 def test_opcheck(dtype, valid):
     x, y = pictures((2, 3, 20, 24), dtype)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (x, y)]
-    ops = torch.ops.ssim_fused
+    ops, settings = torch.ops.ssim_fused, settings_arguments(valid)
     for a, b in ((x, y), last):
-        arguments = (a, b, *settings_arguments(valid))
-        for reduction, grads in (
-            ("mean", (True, False)),
-            ("sum", (True, True)),
-            ("image", (False, False)),
+        for reduction, term_weights, grads in (
+            (MEAN, (), (True, False)),
+            (MEAN, (1.0, 0.5, 0.2), (True, True)),
+            (SUM, (), (True, True)),
+            (PLANE, (), (False, False)),
         ):
-            torch.library.opcheck(ops.loss.default, (*arguments, reduction, *grads))
-        torch.library.opcheck(ops.loss_map.default, arguments)
-        grad_map = ops.loss_map(*arguments).to(_ops._accumulate_dtype(a))
+            arguments = (a, b, None, None, None, *settings, reduction, term_weights)
+            torch.library.opcheck(ops.loss.default, arguments)
+            if any(grads):
+                torch.library.opcheck(ops.loss_and_gradients.default, (*arguments, *grads))
+        torch.library.opcheck(ops.loss_map.default, (a, b, None, None, *settings))
+        grad_map = ops.loss_map(a, b, None, None, *settings).to(_ops.accumulate_dtype(a))
         for grads in ((True, False), (False, True), (True, True)):
-            torch.library.opcheck(ops.loss_backward.default, (grad_map, *arguments, *grads))
+            arguments = (grad_map, a, b, None, None, *settings, *grads)
+            torch.library.opcheck(ops.loss_backward.default, arguments)
+            torch.library.opcheck(ops.loss_and_pool.default, (a, b, (0, 0), *settings, *grads))
+
+
+@native
+@pytest.mark.parametrize("size", [(20, 24), (12, 14, 13)])
+def test_opcheck_of_masks_weights_and_volumes(size):
+    x, y = pictures((2, 3, *size[-2:]))
+    if len(size) == 3:
+        x, y = (image[:, :, None].expand(2, 3, *size).contiguous() for image in (x, y))
+    mask = (torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0)) > 0.2).float()
+    beside = (torch.rand_like(x), mask.expand_as(x), torch.rand_like(x))
+    ops, settings = torch.ops.ssim_fused, settings_arguments()
+    for kind in ("contrast", "luminance", "nonnegative"):
+        settings = settings_arguments(kind=kind)
+        arguments = (x, y, *beside, *settings, SUM, ())
+        torch.library.opcheck(ops.loss.default, arguments)
+        torch.library.opcheck(ops.loss_and_gradients.default, (*arguments, True, True))
+    torch.library.opcheck(ops.loss_map.default, (x, y, *beside[1:], *settings))
+    arguments = (beside[0], x, y, *beside[1:], *settings, True, True)
+    torch.library.opcheck(ops.loss_backward.default, arguments)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -4,10 +4,13 @@ versions of torch.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -40,15 +43,19 @@ def run(command, cwd, **environment):
     return done.stdout + done.stderr
 
 
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES += ("pytest_ssim_fused.py",)
+
+
 @pytest.fixture
 def sources(tmp_path):
     """A copy of what the package is built from, in a path that is not easy."""
     copy = tmp_path / "a path with spaces é"
     copy.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in SOURCES:
         shutil.copy(ROOT / name, copy)
-    for name in ("csrc", "ssim_fused"):
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("csrc", "release", "ssim_fused"):
+        ignored = shutil.ignore_patterns("*.so", "*.why", "kernels", "__pycache__")
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     return copy
 
@@ -91,7 +98,7 @@ def test_install_without_a_compiler(sources):
 
 def test_install_with_a_compiler_that_fails(sources):
     said, package = install(sources, "--no-build-isolation", CXX="false")
-    assert "the compiler failed" in said
+    assert "does not compile C++20" in said
     assert "fallback" in info(package)
     run([sys.executable, "-c", STEP], package)
 
@@ -104,6 +111,144 @@ def test_a_build_that_must_be_native_fails_without_a_compiler(sources):
             CXX="no-such-compiler",
             SSIM_FUSED_REQUIRE_NATIVE="1",
         )
+
+
+@pytest.fixture
+def quick_compiler(tmp_path):
+    """Says what it was asked, and makes libraries that hold nothing, in no time."""
+    script = tmp_path / "quick c++"
+    script.write_text(
+        "#!/bin/sh\n"
+        'out=; last=; for word in "$@"; do [ "$last" = -o ] && out="$word"; last="$word"; done\n'
+        'case "$*" in *-shared*) echo "int x;" | cc -x c -shared -o "$out" -;;\n'
+        '*) : > "$out";; esac\n'
+    )
+    script.chmod(0o755)
+    return shlex.quote(str(script))
+
+
+def test_a_compiler_that_is_too_old_is_named(sources):
+    old = sources.parent / "g++"
+    old.write_text(
+        '#!/bin/sh\ncase "$*" in *--version*) echo "g++ (GCC) 8.5.0"; exit 0;; esac\n'
+        "echo \"g++: error: unrecognized command line option '-std=c++20'\" >&2; exit 1\n"
+    )
+    old.chmod(0o755)
+    said, package = install(sources, "--no-build-isolation", CXX=shlex.quote(str(old)))
+    reason = "g++ (GCC) 8.5.0 does not compile C++20; gcc 11, clang 19 or newer do (CXX)"
+    assert f"installing without _C_cpu.so: {reason}" in said
+    assert reason in info(package)
+
+
+@pytest.mark.parametrize("environment", ["no nvcc", "nvcc of CUDA 11", "TORCH_CUDA_ARCH_LIST"])
+def test_the_cuda_library_asks_for_nothing_of_cuda(sources, quick_compiler, environment):
+    settings = {"SSIM_FUSED_CUDA": "1", "CXX": quick_compiler, "CUDA_HOME": "/nowhere"}
+    if environment == "nvcc of CUDA 11":
+        nvcc = sources.parent / "bin" / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text("#!/bin/sh\necho release 11.8; exit 1\n")
+        nvcc.chmod(0o755)
+        settings["PATH"] = f"{nvcc.parent}:{os.environ['PATH']}"
+    if environment == "TORCH_CUDA_ARCH_LIST":
+        settings["TORCH_CUDA_ARCH_LIST"] = "nonsense"
+    _, package = install(sources, "--no-build-isolation", **settings)
+    assert (package / "ssim_fused" / "_C_cuda.so").exists()
+    headers = {path.name for path in (package / "ssim_fused" / "kernels").iterdir()}
+    assert headers == {
+        "dtypes.h",
+        "ssim_cuda_geometry.h",
+        "ssim_cuda_kernel.h",
+        "ssim_cuda_volume_geometry.h",
+        "ssim_cuda_volume_kernel.h",
+        "ssim_math.h",
+    }
+
+
+def test_an_architecture_that_nvrtc_does_not_know(sources, quick_compiler):
+    settings = {"CXX": quick_compiler, "SSIM_FUSED_CUDA_ARCHITECTURES": "nonsense"}
+    with pytest.raises(AssertionError, match="cannot be built: no kernels for nonsense, see above"):
+        install(sources, "--no-build-isolation", SSIM_FUSED_CUDA="1", **settings)
+
+
+def test_an_sdist_has_what_the_build_needs(sources):
+    script = "import setuptools.build_meta as b; print(b.build_sdist('dist'))"
+    run([sys.executable, "-c", script], sources)
+    (sdist,) = (sources / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir()}
+    assert needed | {"setup.py", "pyproject.toml", "LICENSE", "release/prebuild.py"} <= names
+    assert not [name for name in names if name.endswith((".so", ".why"))]
+
+
+def test_what_is_made_for_a_folder_that_cannot_be_written(monkeypatch):
+    """`make install-matrix` installs from a read-only mount; here, where the options point."""
+    spec = importlib.util.spec_from_file_location("setup_under_test", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    spec.loader.exec_module(setup)
+    assert setup.elsewhere() == {}
+    monkeypatch.setattr(setup.os, "access", lambda *_: False)
+    options = setup.elsewhere()
+    places = {options["build"]["build_base"], options["egg_info"]["egg_base"]}
+    assert not any(Path(place).is_relative_to(ROOT) for place in places)
+
+
+# ---- what the native files ask of others ----
+
+
+def symbols():
+    """release/symbols.py as a module."""
+    spec = importlib.util.spec_from_file_location("symbols", ROOT / "release/symbols.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "wrong"),
+    [
+        ("aoti_torch_get_numel", "", None),
+        ("torch_call_dispatcher", "", None),
+        ("memcpy", "GLIBC_2.14", None),
+        ("_ZSt20__throw_length_errorPKc", "GLIBCXX_3.4", None),
+        ("__gmon_start__", "", None),
+        ("_ZN3c105ErrorC1Ev", "", "no part of the stable set"),
+        ("_ZN5torch8autograd5emptyE", "", "no part of the stable set"),
+        ("torchvision", "", "no part of the stable set"),
+        ("PyList_New", "", "no part of the stable set"),
+        ("cudaMalloc", "libcudart.so.13", "no part of the stable set"),
+        ("__libc_single_threaded", "GLIBC_2.32", "newer than manylinux_2_28"),
+        ("_ZSt28__throw_bad_array_new_lengthv", "GLIBCXX_3.4.29", "newer than manylinux_2_28"),
+    ],
+)
+def test_symbols_outside_the_stable_set_are_faults(name, version, wrong):
+    found = symbols().fault(name, version)
+    assert found is None if wrong is None else wrong in found
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_a_file_that_needs_torchs_cpp_is_refused(tmp_path):
+    source = tmp_path / "needs.cpp"
+    source.write_text(
+        "namespace c10 { struct Error { Error(); }; }\n"
+        'extern "C" int aoti_torch_get_numel();\n'
+        "int f() { c10::Error e; return aoti_torch_get_numel(); }"
+    )
+    built = tmp_path / "needs.so"
+    run(["c++", "-shared", "-fPIC", source, "-o", built], tmp_path)
+    check = symbols()
+    assert check.faults(built) == ["needs.so: _ZN3c105ErrorC1Ev is no part of the stable set"]
+    assert check.main([str(built)]) == 1
+
+
+@native
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_the_installed_library_calls_no_cpp_of_torchs():
+    check = symbols()
+    names = [name for name, _ in check.undefined(_ops.LIBRARY)]
+    assert any(check.STABLE.fullmatch(name) for name in names)
+    assert not [name for name in names if "c10" in name or "5torch" in name]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import json
 import math
 import random
@@ -13,31 +12,26 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import EXAMPLES
 
 Image = pytest.importorskip("PIL.Image")
 for needed in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(needed)
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_cvae.py"
+SCRIPT = EXAMPLES / "train_cvae.py"
 PICTURES = ["curves.png", "reconstructions.png", "samples.png", "sweep.png"]
 LONG = ["--epochs", "30", "--batch-size", "4", "--checkpoint-every", "4"]  # 180 steps
 SHORT = ["--epochs", "1", "--batch-size", "16"]
 
 
 @pytest.fixture(scope="module")
-def script():
+def script(example):
     """The script as a module, for what needs no process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))
-        spec = importlib.util.spec_from_file_location("train_cvae", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+    return example("train_cvae")
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +48,12 @@ def squares(tmp_path_factory):
 
 
 @pytest.fixture
-def train(script, tmp_path, capsys):
+def train(script, tmp_path, call_main):
     """Trains within this process; what it printed to stdout and to stderr."""
 
     def run(*options, code=0):
-        try:
-            got = script.main(["--runs", str(tmp_path), "--name", "test", *map(str, options)])
-        except SystemExit as end:  # of argparse
-            got = end.code
-        said = capsys.readouterr()
-        assert got == code, said.err[-3000:]
-        return said
+        arguments = ["--runs", str(tmp_path), "--name", "test", *map(str, options)]
+        return call_main(script.main, arguments, code)
 
     return run
 

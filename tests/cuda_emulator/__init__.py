@@ -11,41 +11,54 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tables import TOLERANCE, oracle_map, pictures, relative_error
+import torch.nn.functional as F
+from tables import C1, C2, TOLERANCE, pictures, relative_error
 from torch import Tensor
 
 from ssim_fused._checks import gaussian_window
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
 CACHE = ROOT / ".cache" / "cuda_emulator"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 TASKS = ["value", "map", "gradient", "gradients", "backward", "backwards"]
 
 
-def build(source: str, flags: list[str], csrc: Path = ROOT / "csrc") -> Path:
+def kernel_headers(csrc: Path) -> list[Path]:
+    """What the emulator compiles of `csrc`."""
+    kernels = ["ssim_cuda*kernel.h", "ssim_cuda*geometry.h", "ssim_math.h", "dtypes.h"]
+    return sorted(path for pattern in kernels for path in csrc.glob(pattern))
+
+
+def build(source: str, flags: list[str], csrc: Path = CSRC) -> Path:
     """Compile a file of this folder against the kernel in `csrc`; what was built before is kept."""
-    inputs = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h"), *csrc.glob("*.h")])
+    inputs = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h"), *kernel_headers(csrc)])
     text = b"".join(path.read_bytes() for path in inputs) + repr((source, flags)).encode()
     built = CACHE / f"{source.split('.')[0]}-{hashlib.sha256(text).hexdigest()[:16]}"
     if not built.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        command = ["c++", "-std=c++20", "-g", *WARNINGS, *flags, f"-I{csrc}", f"-I{HERE}"]
+        command = ["c++", "-std=c++20", *WARNINGS, *flags, f"-I{csrc}", f"-I{HERE}"]
         scratch = built.with_suffix(f".{hashlib.sha256(str(csrc).encode()).hexdigest()[:8]}")
         subprocess.run([*command, str(HERE / source), "-o", str(scratch)], check=True)
         scratch.replace(built)
     return built
 
 
-def load(csrc: Path = ROOT / "csrc", flags: tuple[str, ...] = ()):
+def load(
+    csrc: Path = CSRC,
+    flags: tuple[str, ...] = (),
+    source: str = "module.cpp",
+    name: str = "cuda_emulator_native",
+):
     """The emulator as a Python module."""
     import pybind11
 
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     shared = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", *flags, *includes]
-    path = build("module.cpp", shared, csrc)
-    loader = importlib.machinery.ExtensionFileLoader("cuda_emulator_native", str(path))
-    spec = importlib.util.spec_from_loader("cuda_emulator_native", loader)
+    path = build(source, shared, csrc)
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
@@ -59,71 +72,141 @@ def _array(image: Tensor) -> np.ndarray:
     return image.numpy()
 
 
-def run(native, task, x, y, window=(11, 1.5), valid=False, *, weight=None, cut=None, sms=4):
-    """One launch: (sums per image, map, gradient to x, gradient to y, geometry), as tensors."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    accumulate = torch.float32 if half else x.dtype
+def _sides(window) -> tuple:
+    """(size, sigma) along y and x; one stands for both."""
+    return window if isinstance(window[0], tuple) else (window, window)
+
+
+def true_map(x: Tensor, y: Tensor, window, valid: bool, kind: str, data_range: float) -> Tensor:
+    """1 minus the similarity map of a kind, by the textbook, in float64: five convolutions."""
+    taps = [torch.tensor(gaussian_window(*side), dtype=torch.float64) for side in _sides(window)]
+    kernel = torch.outer(*taps)[None, None]
+    padding = [0, 0] if valid else [len(side) // 2 for side in taps]
+
+    def blur(image: Tensor) -> Tensor:
+        flat = F.conv2d(image.flatten(0, 1)[:, None], kernel, padding=padding)
+        return flat.view(*image.shape[:2], *flat.shape[-2:])
+
+    c1, c2 = C1 * data_range**2, C2 * data_range**2
+    mu_x, mu_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    contrast = (2 * (blur(x * y) - mu_x * mu_y) + c2) / (var_x + var_y + c2)
+    ssim = luminance * contrast
+    of = {"ssim": ssim, "contrast": contrast, "luminance": luminance}
+    return 1 - (of[kind] if kind in of else ssim.clamp(min=0))
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def run(
+    native,
+    task,
+    x,
+    y,
+    window=(11, 1.5),
+    valid=False,
+    *,
+    kind="ssim",
+    data_range=1.0,
+    weight=None,
+    term_weights=None,
+    cut=None,
+    sms=4,
+):
+    """One launch: (sums per plane, map, gradient to x, gradient to y, geometry), as tensors."""
     nan = float("nan")
-    shrink = window[0] - 1 if valid else 0
+    sides = _sides(window)
+    shrink = [size - 1 if valid else 0 for size, _ in sides]
     n, c, h, w = x.shape
-    out_map = torch.full((n, c, h - shrink, w - shrink), nan, dtype=x.dtype)
-    grads = [torch.empty_like(image).fill_(nan) for image in (x, y)]
-    weight = torch.zeros((1, 1, 1, 1), dtype=accumulate) if weight is None else weight
-    geometry = native.run(
-        str(x.dtype).removeprefix("torch."),
-        task,
-        _array(x),
-        _array(y),
-        np.array(gaussian_window(*window)),
-        1.0,
-        0.01,
-        0.03,
-        valid,
-        sms,
-        weight.numpy(),
-        _array(out_map),
-        *(_array(grad) for grad in grads),
-        cut,
-    )
+    integer = not x.dtype.is_floating_point
+    map_dtype = torch.float32 if integer else x.dtype
+    out_map = torch.full((n, c, h - shrink[0], w - shrink[1]), nan, dtype=map_dtype)
+    grads = [torch.empty_like(image, dtype=map_dtype).fill_(nan) for image in (x, y)]
+    settings = {
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "task": task,
+        "kind": kind,
+        "window_y": np.array(gaussian_window(*sides[0])),
+        "window_x": np.array(gaussian_window(*sides[1])),
+        "data_range": data_range,
+        "k1": 0.01,
+        "k2": 0.03,
+        "valid": valid,
+        "multiprocessors": sms,
+        "input": _array(x),
+        "target": _array(y),
+        "weight": None if weight is None else weight.numpy(),
+        "map": _array(out_map),
+        "grad_input": _array(grads[0]),
+        "grad_target": _array(grads[1]),
+        "term_weights": term_weights,
+        "multiplied": out_map.numel() if x.dtype == torch.float16 else 1.0,
+        "cut": cut,
+    }
+    geometry = native.run(settings)
     sums = geometry.pop("sums", None)
     sums = None if sums is None else torch.from_numpy(np.array(sums))
     return sums, out_map, *grads, geometry
 
 
 def check(native, task, x, y, window=(11, 1.5), valid=False, **how) -> dict:
-    """One launch against the textbook formula in float64; the geometry that it had."""
-    true_x, true_y = (t.detach().double().requires_grad_() for t in (x, y))
-    true = 1 - oracle_map(true_x, true_y, window, "valid" if valid else "same")
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    weight = None
-    weights = torch.ones_like(true)
-    if task.startswith("backward"):
-        weight = (torch.rand(true.shape) + 0.5).to(torch.float32 if half else x.dtype)
-        weights = weight.double()
-    true_grads = torch.autograd.grad(true, (true_x, true_y), weights)
+    """One launch against the textbook formula in float64; the geometry that it had.
 
-    sums, out_map, *grads, geometry = run(native, task, x, y, window, valid, weight=weight, **how)
-    accumulate = torch.float32 if half else x.dtype
+    A backward task without a `weight` gets a random one.
+    """
+    true_x, true_y = (t.detach().double().requires_grad_() for t in (x, y))
+    kind, data_range = how.get("kind", "ssim"), how.get("data_range", 1.0)
+    true = true_map(true_x, true_y, window, valid, kind, data_range)
+    accumulate = accumulation(x.dtype)
+    if task.startswith("backward") and how.get("weight") is None:
+        how["weight"] = (torch.rand(true.shape) + 0.5).to(accumulate)
+    weighted = true if how.get("weight") is None else true * how["weight"].double()
+    total = weighted.sum()
+    difference = true_x - true_y
+    terms = (weighted.mean(), difference.square().mean(), difference.abs().mean())
+    weights = how.get("term_weights")
+    if weights is not None:
+        total = sum(share * term for share, term in zip(weights, terms))
+    true_grads = torch.autograd.grad(total, (true_x, true_y))
+    if weights is not None and x.dtype == torch.float16:  # as the launcher does with means
+        true_grads = [grad * true.numel() for grad in true_grads]
+
+    sums, out_map, *grads, geometry = run(native, task, x, y, window, valid, **how)
     value_tolerance, _ = TOLERANCE[accumulate]
-    _, grad_tolerance = TOLERANCE[x.dtype]
+    _, grad_tolerance = TOLERANCE[out_map.dtype]
+
+    def near(found, expected, tolerance: float, name: str) -> None:
+        error = relative_error(torch.as_tensor(found, dtype=torch.float64), expected.detach())
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
     if task in ("value", "gradient", "gradients"):
-        error = relative_error(sums, true.detach().sum(dim=(1, 2, 3)))
-        assert error <= value_tolerance, f"sums: {error:.1e}"
-        total = torch.tensor(geometry["total"], dtype=torch.float64)
-        error = relative_error(total, true.detach().sum())
-        assert error <= value_tolerance, f"total: {error:.1e}"
+        near(sums, weighted.sum(dim=(2, 3)), value_tolerance, "sums")
+        near(geometry["total"], total, value_tolerance, "total")
+        for i in range(3 if weights else 0):
+            if weights[i] == 0:
+                assert geometry["terms"][i] == 0.0
+            else:
+                near(geometry["terms"][i], terms[i], value_tolerance, f"term {i}")
         assert geometry["arrived"] == 0, "the next launch would miscount its blocks"
     if task == "map":
-        error = relative_error(out_map, true.detach())
         # a pixel keeps the rounding that a sum averages out, see MAP_TOLERANCE
-        assert error <= max(10 * value_tolerance, grad_tolerance), f"map: {error:.1e}"
+        near(out_map, true, max(10 * value_tolerance, grad_tolerance), "map")
     if task in ("gradient", "gradients", "backward", "backwards"):
-        error = relative_error(grads[0], true_grads[0])
-        assert error <= grad_tolerance, f"gradient to x: {error:.1e}"
+        near(grads[0], true_grads[0], grad_tolerance, "gradient to x")
     if task in ("gradients", "backwards"):
-        error = relative_error(grads[1], true_grads[1])
-        assert error <= grad_tolerance, f"gradient to y: {error:.1e}"
+        near(grads[1], true_grads[1], grad_tolerance, "gradient to y")
     return geometry
+
+
+def correlated_and_not(shape, dtype=torch.float32) -> tuple[Tensor, Tensor]:
+    """Pictures of which the right half is the negative of its copy: SSIM is below 0 there."""
+    x, y = pictures(shape, torch.float64)
+    half = shape[3] // 2
+    y[..., half:] = 1 - y[..., half:]
+    return x.to(dtype), y.to(dtype)
 
 
 # One pixel; smaller than the window; several planes a block, the last block not full; several bands
@@ -137,15 +220,41 @@ QUICK = [
     ((1, 2, 3, 5), None),
     ((1, 1, 40, 129), ("streaming", 2, 1, 1)),
 ]
+QUICK_WINDOWS = [((11, 1.5), (11, 2.5)), ((7, 1.5), (5, 1.0))]
+TERMS = (0.7, 20.0, 0.5)  # each has a share in value and gradient that no tolerance hides
 
 
 def quick_checks(native) -> None:
     """What every task must pass; short enough to run after each mutation."""
     for task in TASKS:
         for shape, cut in QUICK:
-            for window in ((11, 1.5), (7, 1.5)):
+            for window in QUICK_WINDOWS:
                 x, y = pictures(shape)
                 wide = torch.zeros((*shape[:3], 2 * shape[3]))
                 wide[..., ::2] = y
-                how = ("any", *cut[1:]) if cut and window[0] != 11 else cut
+                how = ("any", *cut[1:]) if cut and window[0][0] != 11 else cut
                 check(native, task, x, wide[..., ::2], window, cut=how)
+    quick_extra_checks(native)
+
+
+def quick_extra_checks(native) -> None:
+    """The same for what is compiled apart."""
+    for task in TASKS:
+        sums = task in ("value", "gradient", "gradients")
+        for kind in ("contrast", "luminance", "nonnegative"):
+            for shape, cut in QUICK[1:4]:
+                check(native, task, *correlated_and_not(shape), kind=kind, cut=cut)
+        if not sums:
+            continue
+        empty_tiles = ((1, 1, 17, 20), ("streaming", 6, 5, 1))
+        for shape, cut in [*QUICK[1:4], empty_tiles]:
+            valid = min(shape[2:]) >= 11
+            for window in QUICK_WINDOWS:
+                how = {"cut": ("any", *cut[1:]) if window[0][0] != 11 else cut}
+                x, y = pictures(shape)
+                check(native, task, x, y, window, valid, term_weights=TERMS, **how)
+                if not valid:
+                    continue
+                columns = torch.rand(1, 1, 1, shape[3] - window[1][0] + 1)
+                weight = columns.expand(*shape[:2], shape[2] - window[0][0] + 1, -1)
+                check(native, task, x, y, window, valid, weight=weight, **how)

@@ -2,6 +2,10 @@
 // arrays out.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <limits>
 
 #include "cuda_on_cpu.h"
 // after cuda_on_cpu.h, which defines what it needs
@@ -19,21 +23,43 @@ void set_strides(const py::array& a, Int64 (&stride)[4]) {
   for (int i = 0; i < 4; ++i) stride[i] = a.strides(i) / a.itemsize();
 }
 
+const char* kTaskNames[] = {"value", "map", "gradient", "gradients", "backward", "backwards"};
+const char* kKindNames[] = {"ssim", "contrast", "luminance", "nonnegative"};
+
+template <size_t kCount>
+int index_of(const std::string& name, const char* const (&names)[kCount]) {
+  for (size_t i = 0; i < kCount; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+  }
+  throw py::value_error("unknown name " + name);
+}
+
+template <typename A>
+int set_window(const py::object& window, A (&taps)[kMostTaps]) {
+  const auto values = window.cast<std::vector<double>>();
+  std::copy(values.begin(), values.end(), taps);
+  return static_cast<int>(values.size());
+}
+
+// `s`, by name: dtype, task, kind, window_y, window_x, data_range, k1, k2, valid, multiprocessors;
+// the arrays input, target, map, grad_input, grad_target, weight (or None);
+// term_weights (or None) and multiplied, see set_terms;
+// cut (or None): layout, tiles, bands and planes in place of those that the launcher chooses
 template <typename T>
-py::dict run(Task task, py::array input, py::array target, py::array window, double data_range,
-             double k1, double k2, bool valid, int multiprocessors, py::array weight, py::array map,
-             py::array grad_input, py::array grad_target, py::object cut) {
+py::dict run(const py::dict& s) {
   using A = typename Accumulate<T>::type;
+  const Task task = static_cast<Task>(index_of(s["task"].cast<std::string>(), kTaskNames));
+  const py::array input = s["input"], target = s["target"];
+  const auto size = [&](int axis) { return static_cast<int>(input.shape(axis)); };
   Problem<A> p{};
-  const int taps = static_cast<int>(window.size());
-  p.g = choose_geometry(static_cast<int>(input.shape(0)), static_cast<int>(input.shape(1)),
-                        static_cast<int>(input.shape(2)), static_cast<int>(input.shape(3)), taps,
-                        valid, task, sizeof(A), multiprocessors);
-  if (!cut.is_none()) {
-    const auto [layout, tiles, bands, planes] = cut.cast<std::tuple<std::string, int, int, int>>();
-    for (int i = 0; i < 3; ++i) {
-      if (layout == kLayoutNames[i]) p.g.layout = static_cast<Layout>(i);
-    }
+  const int taps_y = set_window<A>(s["window_y"], p.window_y);
+  const int taps_x = set_window<A>(s["window_x"], p.window_x);
+  p.g = choose_geometry(size(0), size(1), size(2), size(3), taps_y, taps_x, s["valid"].cast<bool>(),
+                        task, sizeof(A), s["multiprocessors"].cast<int>());
+  if (!s["cut"].is_none()) {
+    const auto [layout, tiles, bands, planes] =
+        s["cut"].cast<std::tuple<std::string, int, int, int>>();
+    p.g.layout = static_cast<Layout>(index_of(layout, kLayoutNames));
     p.g.tiles = tiles;
     p.g.bands = bands;
     p.g.planes = planes;
@@ -41,11 +67,13 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
     if (!fits(p.g)) throw py::value_error("this cut does not fit a block: " + layout);
   }
   if (p.g.blocks == 0) throw py::value_error("no geometry fits this window");
+  py::array map = s["map"], grad_input = s["grad_input"], grad_target = s["grad_target"];
   p.input = input.data();
   p.target = target.data();
   set_strides(input, p.input_stride);
   set_strides(target, p.target_stride);
-  if (is_weighted(task)) {
+  if (!s["weight"].is_none()) {
+    const py::array weight = s["weight"];
     p.weight = static_cast<const A*>(weight.data());
     set_strides(weight, p.weight_stride);
   }
@@ -58,62 +86,63 @@ py::dict run(Task task, py::array input, py::array target, py::array window, dou
     p.grad_target = grad_target.mutable_data();
     set_strides(grad_target, p.grad_target_stride);
   }
-  std::vector<A> parts(makes_sums(task) ? p.g.parts() : 0, static_cast<A>(0.0 / 0.0));
+  const A kNan = std::numeric_limits<A>::quiet_NaN();
+  std::vector<A> parts(makes_sums(task) ? p.g.parts() : 0, kNan), term_parts;
   p.parts = parts.data();
-  A total = static_cast<A>(0.0 / 0.0);
+  A total = kNan, terms[3] = {kNan, kNan, kNan};
   unsigned arrived = 0;
   p.value = &total;
-  p.value_scale = 1;
   p.arrived = &arrived;
-  p.c1 = static_cast<A>(k1 * k1);
-  p.c2 = static_cast<A>(k2 * k2);
-  p.inverse_range = static_cast<A>(1 / data_range);
-  p.grad_scale = A(1);
-  for (int k = 0; k < taps; ++k)
-    p.window[k] = static_cast<A>(*static_cast<const double*>(window.data(k)));
-  dispatch<T>(task, p.g, [&]<Layout kLayout, Task kTask>() {
+  p.value_scale = p.grad_scale = 1;
+  if (!s["term_weights"].is_none()) {
+    const auto weights = s["term_weights"].cast<std::vector<double>>();
+    term_parts.assign(2 * p.g.blocks, kNan);
+    set_terms(p, weights.data(), s["multiplied"].cast<double>(), term_parts.data(), terms);
+  }
+  const auto number = [&](const char* name) { return s[name].cast<double>(); };
+  p.c1 = static_cast<A>(number("k1") * number("k1"));
+  p.c2 = static_cast<A>(number("k2") * number("k2"));
+  p.inverse_range = static_cast<A>(1 / number("data_range"));
+  p.kind = static_cast<Kind>(index_of(s["kind"].cast<std::string>(), kKindNames));
+  bool is_extra = false;
+  dispatch<T>(task, p, [&]<Layout kLayout, Task kTask, bool kExtra>() {
+    is_extra = kExtra;
     emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
-                     p.g.shared_words() * sizeof(A), [&] { ssim_kernel<T, kLayout, kTask>(p); });
+                     p.g.shared_words() * sizeof(A),
+                     [&] { ssim_kernel<T, kLayout, kTask, kExtra>(p); });
   });
 
   py::dict out;
   if (makes_sums(task)) {
-    py::array_t<A> sums(input.shape(0));
-    const Int64 each = p.g.parts() / p.g.n;
+    py::array_t<A> sums({p.g.n, p.g.c});
+    const unsigned planes = static_cast<unsigned>(sums.size());
+    const Int64 each = p.g.parts() / planes;
     A* to = sums.mutable_data();
-    emulator::launch({static_cast<unsigned>(p.g.n)}, kReduceThreads,
-                     kReduceThreads * sizeof(ExactSum<A>),
+    emulator::launch({planes}, kReduceThreads, kReduceThreads * sizeof(ExactSum<A>),
                      [&] { reduce_kernel<A>(parts.data(), each, 1.0, to); });
     out["sums"] = sums;
     out["total"] = total;
     out["arrived"] = arrived;
+    out["terms"] = std::vector<double>(terms, terms + 3);
   }
   out["cut"] =
       py::make_tuple(kLayoutNames[static_cast<int>(p.g.layout)], p.g.tiles, p.g.bands, p.g.planes);
   out["threads"] = p.g.threads;
   out["blocks"] = p.g.blocks;
+  out["is_extra"] = is_extra;
   return out;
 }
 
-py::dict run_named([[maybe_unused]] const std::string& dtype, const std::string& task_name,
-                   py::array input, py::array target, py::array window, double data_range,
-                   double k1, double k2, bool valid, int multiprocessors, py::array weight,
-                   py::array map, py::array grad_input, py::array grad_target, py::object cut) {
-  const char* names[] = {"value", "map", "gradient", "gradients", "backward", "backwards"};
-  for (int i = 0; i < 6; ++i) {
-    if (task_name != names[i]) continue;
-#if defined(SSIM_EMULATOR_FLOAT_ONLY)
-    const auto typed = &run<float>;
-#else
-    const auto typed = dtype == "float32"   ? &run<float>
-                       : dtype == "float64" ? &run<double>
-                       : dtype == "float16" ? &run<float16>
-                                            : &run<bfloat16>;
+py::dict run_named(const py::dict& s) {
+#if !defined(SSIM_EMULATOR_FLOAT_ONLY)
+  const std::string dtype = s["dtype"].cast<std::string>();
+  if (dtype == "float64") return run<double>(s);
+  if (dtype == "float16") return run<float16>(s);
+  if (dtype == "bfloat16") return run<bfloat16>(s);
+  if (dtype == "uint8") return run<uint8>(s);
+  if (dtype == "uint16") return run<uint16>(s);
 #endif
-    return typed(static_cast<Task>(i), input, target, window, data_range, k1, k2, valid,
-                 multiprocessors, weight, map, grad_input, grad_target, cut);
-  }
-  throw py::value_error("unknown task " + task_name);
+  return run<float>(s);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import ROOT
+from . import CSRC
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,18 @@ MUTATIONS = {
         "        filter_derivatives_down(y);\n" + _SYNC,
         "        filter_derivatives_down(y);\n        if (thread() % 2 == 0) __syncthreads();\n",
     ),
-    "halo one short": Mutation("last_x_ = x1_ + after;", "last_x_ = x1_ + after - 1;"),
-    "tap mirrored": Mutation("kAdjoint ? halo() - k : k]", "kAdjoint ? halo() - 1 - k : k]"),
+    "halo one short": Mutation("last_x_ = x1_ + right;", "last_x_ = x1_ + right - 1;"),
+    "tap mirrored": Mutation("kAdjoint ? halo_x() - k : k]", "kAdjoint ? halo_x() - 1 - k : k]"),
+    "one window for both axes": Mutation(
+        "p_.window_x[kAdjoint ? halo_x() - k : k]", "p_.window_y[kAdjoint ? halo_x() - k : k]"
+    ),
+    "one padding for both axes": Mutation(
+        "g.pad_x = valid ? 0 : g.halo_x() / 2;", "g.pad_x = g.pad_y;"
+    ),
+    "one halo for both axes": Mutation(
+        "int halo_x() const { return kTaps > 0 ? kHalo : g_.halo_x(); }",
+        "int halo_x() const { return kTaps > 0 ? kHalo : g_.halo_y(); }",
+    ),
     "indices swapped": Mutation(
         "* p_.input_stride[2] + x * p_.input_stride[3]",
         "* p_.input_stride[3] + x * p_.input_stride[2]",
@@ -90,6 +100,56 @@ MUTATIONS = {
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
+    "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
+    "kind ignored in the gradient": Mutation(
+        "derivatives<A>(t, m, kind(), A(0.5), A(1))", "derivatives<A>(t, m, A(0.5))"
+    ),
+    "a weight ignored in the sum": Mutation(
+        "sum += kExtra ? weight * loss : loss;", "sum += loss;"
+    ),
+    "a weight of the next window": Mutation(
+        "(x + i) * p_.weight_stride[3]", "(x + i + 1) * p_.weight_stride[3]", "address"
+    ),
+    "a term's pixel counted twice at the end of a tile": Mutation(
+        "(x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_",
+        "(x0_ < x1_ && x1_ == g_.out_w ? g_.w : least(x1_ + 1, g_.w)) - x0_",
+    ),
+    "terms of an empty tile": Mutation("x0_ < x1_ && x1_ == g_.out_w", "x1_ == g_.out_w"),
+    "terms beside the map forgotten": Mutation("y1_ == g_.out_h ? g_.h : y1_", "y1_"),
+    "terms of a tile's first row forgotten": Mutation(
+        "        if (has_terms()) {\n          sums.add(",
+        "        if (has_terms() && y + i > y0_) {\n          sums.add(",
+    ),
+    "terms of the row below a band": Mutation(
+        "      if (y + i >= y0_ && y + i < y1_) {\n        A from_terms",
+        "      if (has_terms() && y + i == y1_) sums.add(difference[i % kTermRows]);\n"
+        "      if (y + i >= y0_ && y + i < y1_) {\n        A from_terms",
+    ),
+    "terms of every step's first rows": Mutation(
+        "const int from = y, to", "const int from = y0_, to"
+    ),
+    "sign of l1's gradient": Mutation("+ p_.grad_distance * sign", "- p_.grad_distance * sign"),
+    "sign of the terms' gradient to the target": Mutation(
+        "to_target - from_terms", "to_target + from_terms"
+    ),
+    "terms of one lane": Mutation(
+        "j = i % kLanes; j < threads; j += kLanes) sum += lanes[j]",
+        "j = i % kLanes; j < kLanes; j += kLanes) sum += lanes[j]",
+    ),
+    "squares in place of distances": Mutation(
+        "sum_of_lanes(lanes_of_term(1))", "sum_of_lanes(lanes_of_term(0))"
+    ),
+    "terms before a tile's gradient": Mutation(
+        "kMaps > 0 && kIsTile && kExtra) filter", "kMaps > 0 && kIsTile && kExtra && false) filter"
+    ),
+    "no barrier before the terms' sums": Mutation(
+        "    lanes_of_term(1)[thread()] = term_sums_.distances;\n    __syncthreads();\n",
+        "    lanes_of_term(1)[thread()] = term_sums_.distances;\n",
+        "thread",
+    ),
+    "no barrier before the terms": Mutation(
+        "    __syncthreads();\n    lanes_of_term(0)", "    lanes_of_term(0)", "thread"
+    ),
     "offset of 32 bits": Mutation(
         "return n * stride[0] + c",
         "return static_cast<signed char>(n * stride[0]) + c",
@@ -97,11 +157,11 @@ MUTATIONS = {
 }
 
 
-def planted(name: str, folder: Path) -> Path:
+def planted(name: str, folder: Path, mutations: dict[str, Mutation]) -> Path:
     """A copy of csrc with one fault; each must be there once."""
-    mutation = MUTATIONS[name]
+    mutation = mutations[name]
     csrc = folder / "csrc"
-    shutil.copytree(ROOT / "csrc", csrc)
+    shutil.copytree(CSRC, csrc)
     found = [file for file in sorted(csrc.glob("ssim_cuda*.h")) if mutation.old in file.read_text()]
     assert len(found) == 1, f"{name}: in {len(found)} files"
     text = found[0].read_text()

@@ -1,5 +1,6 @@
 // The CUDA kernel under a sanitizer: every task over shapes that reach every edge. Prints "done";
 // the sanitizer ends the program at the first fault.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -12,7 +13,7 @@ using namespace ssim_fused;
 namespace {
 
 struct Case {
-  int n, c, h, w, taps;
+  int n, c, h, w, taps_y, taps_x;
   Layout layout;
   int tiles, bands, planes;
   bool valid;
@@ -29,9 +30,10 @@ void set_contiguous(Int64 (&stride)[4], int c, int h, int w) {
   for (int i = 0; i < 4; ++i) stride[i] = strides[i];
 }
 
-void run(const Case& a, Task task) {
+// `extra`: with all that is compiled apart
+void run(const Case& a, Task task, bool extra) {
   Problem<float> p{};
-  p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps, a.valid, task, sizeof(float), 4);
+  p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps_y, a.taps_x, a.valid, task, sizeof(float), 4);
   p.g.layout = a.layout;
   p.g.tiles = a.tiles;
   p.g.bands = a.bands;
@@ -43,11 +45,11 @@ void run(const Case& a, Task task) {
   const size_t windows = size_t(a.n) * a.c * p.g.out_h * p.g.out_w;
   const std::vector<float> x = random_image(pixels), y = random_image(pixels);
   const std::vector<float> weight = random_image(windows);
-  std::vector<float> map(windows), grad_x(pixels), grad_y(pixels), value(a.n);
-  std::vector<float> parts(p.g.parts());
+  std::vector<float> map(windows), grad_x(pixels), grad_y(pixels), value(a.n * a.c);
+  std::vector<float> parts(p.g.parts()), term_parts(2 * p.g.blocks), terms(3);
   p.input = x.data();
   p.target = y.data();
-  p.weight = weight.data();
+  if (is_weighted(task) || extra) p.weight = weight.data();
   p.map = map.data();
   p.grad_input = grad_x.data();
   p.grad_target = grad_y.data();
@@ -65,34 +67,44 @@ void run(const Case& a, Task task) {
   p.c1 = 1e-4f;
   p.c2 = 9e-4f;
   p.inverse_range = p.grad_scale = 1;
-  for (int k = 0; k < a.taps; ++k) p.window[k] = 1.0f / static_cast<float>(a.taps);
-  dispatch<float>(task, p.g, [&]<Layout kLayout, Task kTask>() {
+  std::fill_n(p.window_y, a.taps_y, 1.0f / static_cast<float>(a.taps_y));
+  std::fill_n(p.window_x, a.taps_x, 1.0f / static_cast<float>(a.taps_x));
+  if (extra) {
+    p.kind = Kind::nonnegative;
+    const double weights[] = {1, 1, 1};
+    set_terms(p, weights, 1.0, term_parts.data(), terms.data());
+  }
+  dispatch<float>(task, p, [&]<Layout kLayout, Task kTask, bool kExtra>() {
     emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
                      p.g.shared_words() * sizeof(float),
-                     [&] { ssim_kernel<float, kLayout, kTask>(p); });
+                     [&] { ssim_kernel<float, kLayout, kTask, kExtra>(p); });
   });
   if (!makes_sums(task)) return;
-  emulator::launch({static_cast<unsigned>(a.n)}, kReduceThreads,
-                   kReduceThreads * sizeof(ExactSum<float>),
-                   [&] { reduce_kernel(parts.data(), p.g.parts() / a.n, 1.0, value.data()); });
+  const unsigned planes = static_cast<unsigned>(value.size());
+  emulator::launch({planes}, kReduceThreads, kReduceThreads * sizeof(ExactSum<float>),
+                   [&] { reduce_kernel(parts.data(), p.g.parts() / planes, 1.0, value.data()); });
 }
 
 }  // namespace
 
 int main() {
   const Case cases[] = {
-      {1, 1, 1, 1, 11, Layout::streaming, 1, 1, 1, false},
-      {1, 1, 20, 70, 11, Layout::streaming, 2, 3, 1, false},
-      {1, 1, 19, 23, 11, Layout::streaming, 1, 1, 1, true},
-      {1, 3, 7, 13, 11, Layout::tile, 1, 1, 2, false},
-      {1, 1, 14, 45, 11, Layout::tile, 2, 2, 1, false},
-      {1, 1, 15, 13, 11, Layout::tile, 1, 2, 1, true},
-      {1, 2, 10, 11, 5, Layout::any, 1, 1, 2, false},
+      {1, 1, 1, 1, 11, 11, Layout::streaming, 1, 1, 1, false},
+      {1, 1, 20, 70, 11, 11, Layout::streaming, 2, 3, 1, false},
+      {1, 1, 19, 23, 11, 11, Layout::streaming, 1, 1, 1, true},
+      {1, 3, 7, 13, 11, 11, Layout::tile, 1, 1, 2, false},
+      {1, 1, 14, 45, 11, 11, Layout::tile, 2, 2, 1, false},
+      {1, 1, 15, 13, 11, 11, Layout::tile, 1, 2, 1, true},
+      {1, 2, 10, 11, 5, 5, Layout::any, 1, 1, 2, false},
+      {1, 1, 12, 14, 3, 7, Layout::any, 2, 2, 1, true},
   };
   const Task tasks[] = {Task::value,     Task::map,      Task::gradient,
                         Task::gradients, Task::backward, Task::backwards};
   for (const Case& a : cases) {
-    for (Task task : tasks) run(a, task);
+    for (Task task : tasks) {
+      run(a, task, false);
+      if (makes_sums(task)) run(a, task, true);
+    }
   }
   std::puts("done");
 }

@@ -1,0 +1,349 @@
+"""The command `ssim-fused` from end to end: exit codes, resuming, Ctrl-C, torchrun."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("imagecodecs")
+pytest.importorskip("pyarrow")
+
+from click.testing import CliRunner
+from evaluation_tables import picture, save, save_pairs
+
+from ssim_fused import command
+from ssim_fused.evaluation import run as running
+from ssim_fused.evaluation import writers
+
+ROOT = Path(__file__).resolve().parent.parent
+START = "from ssim_fused.command import main; main()"
+OUTPUTS = {"csv": "--csv", "json": "--json", "parquet": "--parquet"}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The command handles signals; the tests' own process takes that back."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+
+
+def call(*words):
+    """The command in this process: exit code, and what it said."""
+    done = CliRunner().invoke(command.group, [str(word) for word in words])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done
+
+
+def start(*words, program=(sys.executable, "-c", START), **environment):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [*program, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- what it says, and its exit codes ----
+
+
+def test_two_pictures(tmp_path):
+    a, b = save_pairs(tmp_path, 2)
+    done = call("compare", a / "01.png", b / "01.png", "--json", tmp_path / "r.json")
+    assert done.exit_code == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert f"{result['ssim']:.6g}" in done.stdout
+
+
+def test_fail_under(tmp_path):
+    a, b = save_pairs(tmp_path, 3)
+    call("compare", a, b, "--csv", tmp_path / "r.csv")
+    least = min(float(row["ssim"]) for row in rows(tmp_path / "r.csv"))
+    assert call("compare", a, b, "--fail-under", least).exit_code == 0
+    assert call("compare", a, b, "--fail-under", least + 1e-9).exit_code == command.BELOW
+
+
+def test_bad_pictures_are_named_and_counted_and_the_others_done(tmp_path):
+    a, b = save_pairs(tmp_path, 6)
+    (b / "00.png").unlink()
+    (b / "01.png").write_bytes((b / "01.png").read_bytes()[:500])
+    save(b / "02.png", picture((9, 9)))
+    save(b / "03.png", picture(channels=4))
+    csv_path = tmp_path / "r.csv"
+    done = call("compare", a, b, "--csv", csv_path, "--fail-under", "2")
+    assert done.exit_code == command.INCOMPLETE
+    for name, why in (
+        (a / "00.png", "has no partner"),
+        (b / "01.png", "cannot be read"),
+        ("", "differ in size: 48 x 40 and 9 x 9"),
+        ("", "differ in their number of channels: 3 and 4"),
+    ):
+        assert any(str(name) in line and why in line for line in done.stderr.splitlines())
+    assert "4 of 6 not compared" in done.stderr
+    assert "2 compared" in done.stdout
+    assert [row["error"] == "" for row in rows(csv_path)] == [False] * 4 + [True] * 2
+
+
+def test_a_bomb_is_refused(tmp_path):
+    a, b = save_pairs(tmp_path, 1)
+    done = call("compare", a, b, "--max-pixels", "100")
+    assert done.exit_code == command.INCOMPLETE
+    assert "more than the limit of 100" in done.stderr
+
+
+def test_a_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    a, b = save_pairs(tmp_path, 2)
+    done = call("compare", a, b, "--csv", "/dev/full", "--json", tmp_path / "r.json")
+    assert done.exit_code == command.INCOMPLETE
+    assert "/dev/full: cannot be written: No space left on device" in done.stderr
+    assert len((tmp_path / "r.json").read_text().splitlines()) == 2
+
+
+def test_a_folder_that_is_not_there_for_results(tmp_path):
+    a, b = save_pairs(tmp_path, 1)
+    done = call("compare", a, b, "--csv", tmp_path / "no" / "r.csv")
+    assert done.exit_code == command.INCOMPLETE
+    assert "No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "no.png"], "give two pictures"),
+        (["compare", "no.csv"], "cannot be read"),
+        (["compare", ".", "no.png"], "is a folder"),
+        (["compare", "a", "b", "--data-range", "-1"], "data_range must be positive"),
+        (["compare", "a", "b", "--padding", "zeros"], "'zeros' is not one of"),
+        (["compare", "a", "b", "--resume"], "--resume goes with"),
+        (["compare", "a", "b", "--threads", "0"], "0 is not in the range"),
+        (["compose"], "No such command"),
+    ],
+)
+def test_wrong_usage(words, message):
+    done = call(*words)
+    assert done.exit_code == command.USAGE
+    assert message in done.stderr
+
+
+# ---- resuming ----
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_resuming_does_what_is_missing_and_retries_errors(tmp_path, kind, monkeypatch):
+    a, b = save_pairs(tmp_path, 5)
+    whole = save(b / "03.png", picture(seed=9)).read_bytes()
+    (b / "03.png").write_bytes(whole[:99])
+    (b / "04.png").rename(tmp_path / "later.png")
+    path = tmp_path / f"r.{kind}"
+    words = ["compare", a, b, OUTPUTS[kind], path]
+    assert call(*words).exit_code == command.INCOMPLETE
+    before = list(writers.read_results(kind, path))
+    (b / "03.png").write_bytes(whole)
+    (tmp_path / "later.png").rename(b / "04.png")
+    compared = []
+    real = running.result_of
+    monkeypatch.setattr(
+        running, "result_of", lambda pair, s: compared.append(pair.input) or real(pair, s)
+    )
+    done = call(*words, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert sorted(compared) == [str(a / "03.png"), str(a / "04.png")]
+    assert "5 compared" in done.stdout
+    after = list(writers.read_results(kind, path))
+    assert after[:3] == before[:3]
+    assert [result["error"] for result in after] == [None] * 5
+    assert list(tmp_path.glob("r.*")) == [path]
+    assert call(*words, "--resume").exit_code == 0
+    assert list(writers.read_results(kind, path)) == after
+
+
+def test_several_outputs_resume_from_what_all_have(tmp_path):
+    a, b = save_pairs(tmp_path, 4)
+    words = ["compare", a, b, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"]
+    assert call(*words).exit_code == 0
+    lines = (tmp_path / "r.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "r.csv").write_text("".join(lines[:3]) + lines[3][:20])
+    assert call(*words, "--resume").exit_code == 0
+    for kind in ("csv", "json"):
+        found = list(writers.read_results(kind, tmp_path / f"r.{kind}"))
+        assert [Path(result["input"]).name for result in found] == [f"{i:02}.png" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    "other", [["--padding", "valid"], ["--data-range", "1"], ["--ms-ssim"]], ids=str
+)
+def test_resuming_with_other_settings_is_refused(tmp_path, other):
+    a, b = save_pairs(tmp_path, 1, size=(176, 180))
+    words = ["compare", a, b, "--csv", tmp_path / "r.csv"]
+    call(*words)
+    before = (tmp_path / "r.csv").read_text()
+    done = call(*words, "--resume", *other)
+    assert done.exit_code == command.USAGE
+    assert "was made with other settings" in done.stderr
+    assert (tmp_path / "r.csv").read_text() == before
+
+
+def test_without_resume_results_are_made_anew(tmp_path):
+    a, b = save_pairs(tmp_path, 2)
+    for _ in range(2):
+        call("compare", a, b, "--csv", tmp_path / "r.csv")
+        assert len(rows(tmp_path / "r.csv")) == 2
+
+
+# ---- interruption ----
+
+
+def long_list(folder, count):
+    """A list that names two pairs again and again, by other names."""
+    a, b = save_pairs(folder, 2)
+    lines = [f"{a}/0{i % 2}.png,{b}/{'./' * (i % 3)}0{i % 2}.png" for i in range(count)]
+    path = folder / "list.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("csv", signal.SIGINT), ("parquet", signal.SIGTERM)],
+)
+def test_interrupted_results_are_readable(tmp_path, kind, how):
+    path, watched = tmp_path / f"r.{kind}", tmp_path / "w.csv"
+    outputs = {"--csv": watched, OUTPUTS[kind]: path}
+    if kind == "csv":
+        watched = path
+    options = [word for pair in outputs.items() for word in pair]
+    running = start("compare", long_list(tmp_path, 100_000), *options)
+    deadline = time.monotonic() + 60
+    while not (watched.exists() and watched.stat().st_size > 10_000):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(how)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == command.INTERRUPTED, err
+    assert "interrupted" in err
+    found = list(writers.read_results(kind, path))
+    assert 50 < len(found) < 100_000
+    assert f"{len(found)} compared" in out
+    assert all(result["ssim"] for result in found)
+
+
+# ---- many processes ----
+
+
+def test_torchrun_shares_merges_and_resumes(tmp_path):
+    a, b = save_pairs(tmp_path, 7)
+    (b / "05.png").write_text("not a picture")
+    path = tmp_path / "r.csv"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    words = ["-m", "ssim_fused.command", "compare", a, b, "--csv", path]
+    done = start(*words, program=torchrun)
+    out, err = done.communicate(timeout=120)
+    assert done.returncode != 0
+    assert "1 of 7 not compared" in err
+    assert "6 compared" in out
+    assert out.count("compared") == 1
+    assert list(tmp_path.glob("r.*")) == [path]
+    assert call("compare", a, b, "--csv", tmp_path / "alone.csv").exit_code == command.INCOMPLETE
+    key = lambda row: row["input"]  # noqa: E731
+    shared = rows(path)
+    assert sorted(shared, key=key) == sorted(rows(tmp_path / "alone.csv"), key=key)
+    # as if killed: two of rank 1's results alone, and no merged file
+    save(b / "05.png", picture(seed=5))
+    lines = path.read_text().splitlines(keepends=True)
+    path.rename(tmp_path / "r.csv.rank1")
+    (tmp_path / "r.csv.rank1").write_text("".join(lines[:3]))
+    done = start(*words, "--resume", program=torchrun)
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
+    assert "7 compared" in out
+    assert len(rows(path)) == 7
+    assert path.read_text().splitlines(keepends=True)[:3] == lines[:3]
+    assert list(tmp_path.glob("r.*")) == [path]
+
+
+# ---- the rest ----
+
+
+def test_info():
+    from ssim_fused.__main__ import report
+
+    assert call("info").stdout.strip() == report()
+
+
+def test_bench(monkeypatch):
+    from ssim_fused import _bench
+
+    monkeypatch.setattr(_bench, "SHAPES", ((1, 1, 32, 32),))
+    monkeypatch.setattr(_bench, "_AT_LEAST", 1e-4)
+    done = call("bench")
+    assert done.exit_code == 0
+    assert done.stdout.count("1x1x32x32") == 2
+    monkeypatch.setattr(_bench, "conv2d_loss", lambda x, y: (x - y).square().mean())
+    with pytest.raises(RuntimeError, match="differ"):
+        list(_bench.measure())
+
+
+def printed(code):
+    """The last line that a program prints."""
+    done = start(program=(sys.executable, "-c", code))
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0, err
+    return out.splitlines()[-1]
+
+
+def test_importing_the_package_loads_none_of_it():
+    heavy = ["PIL", "click", "rich", "pyarrow", "matplotlib", "ssim_fused.evaluation"]
+    code = f"""
+import torch, sys
+before = set(sys.modules)
+import ssim_fused
+print(before.isdisjoint({heavy}), [name for name in {heavy} if name in sys.modules])
+"""
+    assert printed(code) == "True []"
+
+
+def test_info_loads_no_decoders():
+    heavy = ["matplotlib", "pyarrow", "PIL", "imagecodecs"]
+    code = f"""
+import sys
+from ssim_fused.command import group
+group(["info"], standalone_mode=False)
+print([name for name in {heavy} if name in sys.modules])
+"""
+    assert printed(code) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"), [(["info"], "click"), (["compare", "a", "b"], "imagecodecs")]
+)
+def test_without_the_extra_one_line_says_what_to_install(tmp_path, words, missing):
+    hide = f"""
+from importlib import util
+find_spec = util.find_spec
+util.find_spec = lambda name: None if name == {missing!r} else find_spec(name)
+"""
+    done = start(*words, program=(sys.executable, "-c", hide + START))
+    out, err = done.communicate(timeout=60)
+    assert (out, done.returncode) == ("", command.USAGE)
+    assert err == f"ssim-fused: this needs {missing}: pip install 'ssim-fused[command]'\n"

@@ -1,0 +1,43 @@
+"""The example for Ray, on a local Ray: the same values as without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ray.data", reason="ray is not installed (extra ray)")
+pytest.importorskip("imagecodecs")
+
+import pyarrow.parquet as pq
+from evaluation_tables import save_pairs
+
+import ssim_fused
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_example_on_a_local_ray(tmp_path):
+    ours, theirs = save_pairs(tmp_path, 3)
+    (tmp_path / "list.csv").write_text(
+        "input,target\n" + "".join(f"a/0{i}.png,b/0{i}.png\n" for i in range(4))
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "evaluate_with_ray.py", "list.csv", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 compared, 1 not" in done.stdout
+    assert "03.png: no such file" in done.stdout
+    table = pq.read_table(tmp_path / "out").sort_by("input")
+    names = [np.array([str(d / f"0{i}.png") for i in range(3)]) for d in (ours, theirs)]
+    expected = ssim_fused.evaluate_batch(dict(zip(("input", "target"), names)))
+    assert table["ssim"].to_pylist()[:3] == expected["ssim"].tolist()

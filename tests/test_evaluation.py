@@ -1,0 +1,493 @@
+"""Pictures from files, pairs, results and their files: what `ssim-fused compare` is made of."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ssim_fused
+
+pytest.importorskip("PIL")
+pytest.importorskip("tifffile")
+pytest.importorskip("imagecodecs")
+pytest.importorskip("pyarrow")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tifffile
+from evaluation_tables import picture, save, save_pairs
+from PIL import Image
+
+from ssim_fused.evaluation import run, writers
+from ssim_fused.evaluation.compare import FIELDS, Settings, compare, compare_files
+from ssim_fused.evaluation.pairs import PairsError, find_pairs
+from ssim_fused.evaluation.pictures import PictureError, read_picture
+from ssim_fused.evaluation.summary import Summary
+
+# ---- pictures ----
+
+U8, U16 = np.uint8, np.uint16
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels", "dtype"),
+    [
+        (".png", 0, U8), (".png", 2, U8), (".png", 3, U8), (".png", 4, U8),
+        (".png", 0, U16), (".png", 3, U16),
+        (".tif", 0, U8), (".tif", 3, U8), (".tif", 0, U16), (".tif", 3, U16),
+        (".tif", 3, np.float32),
+        (".webp", 3, U8), (".webp", 4, U8),
+        (".npy", 0, U8), (".npy", 3, U16), (".npy", 3, np.float16), (".npy", 1, np.float64),
+    ],
+)  # fmt: skip
+def test_every_bit_is_read(tmp_path, suffix, channels, dtype):
+    array = picture(channels=channels, dtype=dtype)
+    found = read_picture(save(tmp_path / f"p{suffix}", array))
+    assert found.dtype == array.dtype
+    assert np.array_equal(found, array if channels else array[..., None])
+
+
+def test_jpeg(tmp_path):
+    array = picture()
+    path = save(tmp_path / "p.jpg", array)
+    with Image.open(path) as image:
+        assert np.array_equal(read_picture(path), np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA"])
+def test_what_stands_for_colours_is_read_as_colours(tmp_path, mode):
+    image = Image.fromarray(picture()).convert(mode)
+    image.save(tmp_path / "p.png")
+    image.save(tmp_path / "p.tif")
+    meant = image.convert({"1": "L", "P": "RGB"}.get(mode, mode))
+    expected = np.asarray(meant).reshape(40, 48, -1)
+    for name in ("p.png", "p.tif"):
+        assert np.array_equal(read_picture(tmp_path / name), expected)
+
+
+def test_other_byte_order_and_planes_of_a_tiff(tmp_path):
+    array = picture(dtype=U16)
+    planes = array.transpose(2, 0, 1)
+    tifffile.imwrite(
+        tmp_path / "p.tif", planes, photometric="rgb", planarconfig="separate", byteorder=">"
+    )
+    assert np.array_equal(read_picture(tmp_path / "p.tif"), array)
+    np.save(tmp_path / "p.npy", array.astype(">u2"))
+    found = read_picture(tmp_path / "p.npy")
+    assert found.dtype.isnative
+    assert np.array_equal(found, array)
+
+
+def png_header(width, height):
+    """A PNG that promises much and holds nothing."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + body + bytes(40)
+
+
+def cut(path, share=0.6):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    return path
+
+
+def bomb(path):
+    """A file whose header promises 4e9 pixels."""
+    if path.suffix == ".png":
+        path.write_bytes(png_header(65535, 65535))
+    elif path.suffix == ".npy":
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (65535, 65535)}
+            )
+            file.truncate(1 << 33)  # a hole: takes no room
+    else:
+        Image.new("L", (8000, 8000)).save(path)
+    return path
+
+
+def several(path):
+    """A file of two pictures."""
+    first, second = (Image.fromarray(picture(seed=i)) for i in range(2))
+    first.save(path, save_all=True, append_images=[second])
+    return path
+
+
+BAD = {
+    "missing": ("p.png", lambda path: path, "no such file"),
+    "folder": ("p.png", lambda path: path.mkdir() or path, "is not a file"),
+    "device": ("p", lambda path: path.symlink_to("/dev/zero") or path, "is not a file"),
+    "empty": ("p.png", lambda path: path.touch() or path, "is not a PNG"),
+    "text": ("p.png", lambda path: path.write_text("hello") and path, "is not a PNG"),
+    "header": (
+        "p.png",
+        lambda p: p.write_bytes(png_header(9, 9)) and p,
+        "cannot be read",
+    ),
+    **{
+        f"truncated {suffix}": (f"p{suffix}", lambda p: cut(save(p, picture())), "cannot be read")
+        for suffix in (".png", ".jpg", ".tif", ".webp", ".npy")
+    },
+    "bomb .png": ("p.png", bomb, "more than the limit"),
+    "bomb .npy": ("p.npy", bomb, "more than the limit"),
+    "bomb .tif": ("p.tif", bomb, "more than the limit"),
+    "bomb .jpg": ("p.jpg", bomb, "more than the limit"),
+    "two .tif": ("p.tif", several, "holds 2 pictures"),
+    "two .webp": ("p.webp", several, "holds 2 pictures"),
+    "int32": ("p.npy", lambda p: save(p, np.zeros((4, 4), np.int32)), "must hold uint8"),
+    "object": ("p.npy", lambda p: save(p, np.array([[{}]])), "cannot be read"),
+    "many channels": ("p.npy", lambda p: save(p, np.zeros((4, 4, 5), U8)), "at most 4 channels"),
+    "1-D": ("p.npy", lambda p: save(p, np.zeros(4, U8)), "must be (H, W)"),
+    "no pixels": ("p.npy", lambda p: save(p, np.zeros((0, 4), U8)), "must be (H, W)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_picture_is_named(tmp_path, case):
+    name, make, message = BAD[case]
+    path = make(tmp_path / name)
+    with pytest.raises(PictureError) as caught:
+        read_picture(path, max_pixels=10_000_000)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- one pair ----
+
+
+@pytest.mark.parametrize("dtype", [U8, U16, np.float32, np.float64])
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
+def test_values_are_those_of_the_functions(dtype, padding):
+    first, second = (picture((180, 190), dtype=dtype, seed=seed) for seed in range(2))
+    settings = Settings(padding=padding, ms_ssim=True)
+    found = compare(first, second, settings)
+    x, y = (torch.from_numpy(p.astype(np.float64)).permute(2, 0, 1) for p in (first, second))
+    span = {U8: 255.0, U16: 65535.0}.get(dtype, 1.0)
+    difference = first.astype(np.float64) - second.astype(np.float64)
+    mse = (difference**2).mean()
+    expected = {
+        "ssim": ssim_fused.ssim(x, y, data_range=span, padding=padding).item(),
+        "ms_ssim": ssim_fused.ms_ssim(x, y, data_range=span).item(),
+        "psnr": 10 * math.log10(span**2 / mse),
+        "mse": mse,
+        "l1": np.abs(difference).mean(),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert list({"input": "", "target": ""} | found) == list(FIELDS)
+    assert settings.fit(found)
+    assert not Settings(padding=padding).fit(found)
+
+
+def test_equal_and_small_pictures():
+    found = compare(picture((7, 5)), picture((7, 5)), Settings(ms_ssim=True))
+    assert found["ssim"] == 1
+    assert found["psnr"] == math.inf
+    assert found["ms_ssim"] is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "settings", "message"),
+    [
+        (picture((20, 30)), picture((30, 20)), Settings(), "in size: 30 x 20 and 20 x 30"),
+        (picture(), picture(channels=4), Settings(), "number of channels: 3 and 4"),
+        (picture(), picture(dtype=U16), Settings(), "in type: uint8 and uint16"),
+        (picture(dtype=np.float32) * 255, picture(dtype=np.float32), Settings(), "data range"),
+        (np.full((20, 20, 1), np.nan), np.zeros((20, 20, 1)), Settings(), "NaN"),
+        (picture((5, 5)), picture((5, 5)), Settings(padding="valid"), "at least 11 x 11"),
+    ],
+)
+def test_pairs_that_do_not_fit(tmp_path, first, second, settings, message):
+    with pytest.raises(PictureError, match=message):
+        compare(first, second, settings)
+    paths = [save(tmp_path / f"{i}.npy", array) for i, array in enumerate((first, second))]
+    found = compare_files(*paths, settings)
+    assert message in found["error"]
+    assert found["ssim"] is None
+
+
+# ---- pairs ----
+
+
+def names(pairs):
+    return [(pair.input, pair.target) for pair in pairs.each if pair.error is None]
+
+
+def test_folders_are_matched_by_name(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for path in (
+        "a/x.png", "b/x.png", "a/deep/y.png", "b/deep/y.jpg", "a/only.png", "b/other.tif",
+        "a/z.png", "a/z.jpg", "b/z.webp", "a/notes.txt", "b/X.PNG.bak",
+    ):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    pairs = find_pairs(a, b)
+    assert names(pairs) == [
+        (str(a / "deep/y.png"), str(b / "deep/y.jpg")),
+        (str(a / "x.png"), str(b / "x.png")),
+    ]
+    unmatched = {pair.error for pair in pairs.each if pair.error}
+    assert unmatched == {
+        f"{a}/only.png: has no partner in {b}", f"{a}/z.png: has no partner in {b}",
+        f"{a}/z.jpg: has no partner in {b}", f"{b}/z.webp: has no partner in {a}",
+        f"{b}/other.tif: has no partner in {a}",
+    }  # fmt: skip
+    assert pairs.total == len(pairs.each) == 7
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    a, b = save_pairs(tmp_path, 2)
+    (a / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path):  # whoever runs tests as root may read everything
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    pairs = find_pairs(a, b)
+    assert len(names(pairs)) == 2
+    assert [pair.error for pair in pairs.each if pair.error] == [
+        f"{a / 'locked'}: the folder cannot be read: Permission denied"
+    ]
+
+
+@pytest.mark.parametrize("header", ["input,target\n", "", "other,target,input\n"])
+def test_a_csv_list(tmp_path, header):
+    lines = ["a.png,b.png", "", "sub/c.png,d.png"]
+    if "other" in header:
+        lines = ["n,b.png,a.png", "m,d.png,sub/c.png"]
+    path = tmp_path / "list.csv"
+    path.write_text(header + "\n".join(lines) + "\n")
+    pairs = find_pairs(path, None)
+    expected = [
+        (f"{tmp_path}/a.png", f"{tmp_path}/b.png"),
+        (f"{tmp_path}/sub/c.png", f"{tmp_path}/d.png"),
+    ]
+    assert names(pairs) == names(pairs) == expected
+    assert pairs.total == 2
+
+
+def test_a_line_that_names_one_file(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("a.png,b.png\nc.png\n")
+    assert [pair.error for pair in find_pairs(path, None).each] == [
+        None,
+        f"{path}, line 2: must name two files",
+    ]
+
+
+def test_a_parquet_list(tmp_path):
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"target": ["/t/b.png"], "input": ["a.png"], "more": [1]}), path)
+    assert names(find_pairs(path, None)) == [(f"{tmp_path}/a.png", "/t/b.png")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: (p / "no.csv", None), "cannot be read"),
+        (lambda p: (p / "a.png", None), "give two pictures or folders"),
+        (lambda p: (p, p / "a.png"), "is a folder"),
+        (lambda p: (p, p), "no pictures"),
+        (lambda p: ((p / "e.csv").write_text("input,target\n") and p / "e.csv", None), "no pairs"),
+        (lambda p: ((p / "e.parquet").write_text("x") and p / "e.parquet", None), "cannot be read"),
+        (lambda p: (pq.write_table(pa.table({"a": [1]}), p / "c.parquet") or p / "c.parquet", None),
+         "must have the columns"),
+    ],
+)  # fmt: skip
+def test_no_pairs(tmp_path, make, message):
+    with pytest.raises(PairsError, match=message):
+        find_pairs(*make(tmp_path))
+
+
+# ---- files of results ----
+
+KINDS = sorted(writers.KINDS)
+
+
+def results(tmp_path, count=3):
+    a, b = save_pairs(tmp_path, count)
+    return [run.result_of(pair, Settings()) for pair in find_pairs(a, b).each]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_come_back(tmp_path, kind):
+    made = results(tmp_path)
+    made.append(
+        {"input": 'odd, "name"\nof two lines', "target": None}
+        | dict(made[0], input=None, target=None)
+        | {name: None for name in FIELDS if name != "error"}
+        | {"error": "é"}
+    )
+    path = tmp_path / f"r.{kind}"
+    writer = writers.open_writer(kind, path)
+    writer.write(made[:2])
+    writer.write(made[2:])
+    writer.close()
+    assert list(writers.read_results(kind, path)) == made
+    again = writers.open_writer(kind, path, append=True)
+    again.write(made[:1])
+    again.close()
+    assert list(writers.read_results(kind, path)) == [*made, made[0]]
+
+
+def test_others_can_read_them(tmp_path):
+    made = results(tmp_path)
+    assert made[0]["psnr"] == math.inf
+    for kind in KINDS:
+        writer = writers.open_writer(kind, tmp_path / f"r.{kind}")
+        writer.write(made)
+        writer.close()
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["ssim"]) for row in rows] == [result["ssim"] for result in made]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "r.json").open()]
+    assert lines[0]["psnr"] is None
+    assert lines[1] == made[1]
+    table = pq.read_table(tmp_path / "r.parquet")
+    assert table["ssim"].to_pylist() == [result["ssim"] for result in made]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_killed_process_leaves_whole_lines(tmp_path, kind):
+    made = results(tmp_path)
+    path = tmp_path / f"r.{kind}"
+    writer = writers.open_writer(kind, path)
+    writer.write(made)
+    content = path.read_bytes()  # without a close
+    path.write_bytes(content[:-9])
+    assert list(writers.read_results(kind, path)) == made[:2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_files_are_not_results(tmp_path, kind):
+    path = tmp_path / "r"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(writers.ResultsError, match=str(path)):
+        list(writers.read_results(kind, path))
+
+
+# ---- many pairs ----
+
+
+def evaluated(pairs, outputs, **settings):
+    outcome = run.Outcome()
+    run.evaluate(
+        pairs.each, Settings(**settings), outputs, append=False, threads=2, outcome=outcome
+    )
+    return outcome
+
+
+def test_order_is_kept_and_memory_bounded(tmp_path, monkeypatch):
+    a, b = save_pairs(tmp_path, 4)
+    pairs = find_pairs(a, b)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        for i in range(100):
+            taken += 1
+            yield pairs.each[i % 4]
+
+    found = run._in_order(endless(), Settings(), threads=2)
+    assert [next(found)["input"] for _ in range(9)] == [pairs.each[i % 4].input for i in range(9)]
+    assert taken <= 9 + 2 * run._IN_FLIGHT
+    found.close()
+
+
+def test_a_full_disk_is_named_and_the_others_go_on(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    pairs = find_pairs(*save_pairs(tmp_path, 3))
+    outcome = evaluated(pairs, {"csv": Path("/dev/full"), "json": tmp_path / "r.json"})
+    assert outcome.failures == ["/dev/full: cannot be written: No space left on device"]
+    assert len(list(writers.read_results("json", tmp_path / "r.json"))) == 3
+    outcome = evaluated(pairs, {"parquet": Path("/dev/full")})
+    assert outcome.failures == ["/dev/full: cannot be written: is not a regular file"]
+    assert outcome.summary.compared == 0  # nobody would have seen it
+    (tmp_path / "r.parquet.part").symlink_to("/dev/full")  # where the table is written at first
+    outcome = evaluated(pairs, {"parquet": tmp_path / "r.parquet"})
+    assert len(outcome.failures) == 1
+    assert "No space left on device" in outcome.failures[0]
+    assert not list(tmp_path.glob("r.parquet*"))
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_disk_that_fills_up_under_a_table(tmp_path, monkeypatch):
+    pairs = find_pairs(*save_pairs(tmp_path, 3))
+
+    def full(self, table):
+        self.close()  # as it does itself
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    outcome = evaluated(pairs, {"parquet": tmp_path / "r.parquet", "csv": tmp_path / "r.csv"})
+    assert outcome.failures == [f"{tmp_path}/r.parquet: cannot be written: No space left on device"]
+    assert not list(tmp_path.glob("r.parquet*"))
+    assert len(list(writers.read_results("csv", tmp_path / "r.csv"))) == 3
+
+
+def test_summary_of_parts_is_that_of_the_whole(tmp_path):
+    made = results(tmp_path, 8) * 2
+    made.append(dict(made[0], error="bad"))
+    whole, first, second = (Summary(keep_worst=3) for _ in range(3))
+    for i, result in enumerate(made):
+        whole.add(result)
+        (first if i < 5 else second).add(result)
+    first.merge(second)
+    assert (first.compared, first.failed, first.errors) == (16, 1, ["bad"])
+    assert first.means() == pytest.approx(whole.means())
+    assert first.quantiles(0, 0.5, 1) == whole.quantiles(0, 0.5, 1)
+    ordered = sorted(result["ssim"] for result in made[:-1])
+    assert whole.quantiles(0, 1) == [ordered[0], ordered[-1]]
+    assert [r["ssim"] for r in first.worst_first()] == [r["ssim"] for r in whole.worst_first()]
+    assert [r["ssim"] for r in whole.worst_first()] == ordered[:3]
+    assert whole.means()["psnr"] < math.inf
+
+
+# ---- batches ----
+
+
+def test_a_batch_of_paths_or_pictures(tmp_path):
+    a, b = save_pairs(tmp_path, 3)
+    pairs = find_pairs(a, b).each
+    batch = {
+        "input": np.array([pair.input for pair in pairs] + ["no.png"], dtype=object),
+        "target": np.array([pair.target for pair in pairs] + ["no.png"], dtype=object),
+        "n": np.arange(4),
+    }
+    found = ssim_fused.evaluate_batch(batch)
+    expected = [run.result_of(pair, Settings())["ssim"] for pair in pairs]
+    assert found["ssim"][:3].tolist() == expected
+    assert math.isnan(found["ssim"][3])
+    assert found["error"].tolist() == ["", "", "", "no.png: no such file"]
+    assert found["n"] is batch["n"]
+    stacked = {
+        side: np.stack([read_picture(getattr(pair, side)) for pair in pairs])
+        for side in ("input", "target")
+    }
+    assert ssim_fused.evaluate_batch(stacked)["ssim"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "settings", "message"),
+    [
+        ({"input": []}, {}, "columns input and target, got input"),
+        ({"input": [], "target": []}, {"data_range": -1.0}, "data_range must be positive"),
+        ({"input": [], "target": []}, {"padding": "zeros"}, "padding must be one of"),
+    ],
+)
+def test_bad_batches(batch, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ssim_fused.evaluate_batch(batch, **settings)

@@ -1,0 +1,77 @@
+"""ssim_fused.explain says which code computes a call, and what it says is so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ssim_fused
+from ssim_fused import _ops, reference
+
+X = torch.rand(2, 3, 20, 24)
+MASK = X[:, :1] > 0.3
+native = pytest.mark.skipif(
+    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+)
+# images, settings, what is said of a CPU, and of CUDA where its library is there
+CASES = {
+    "plain": (X, {}, "native", "native"),
+    "bfloat16": (X.bfloat16(), {}, "native", "native"),
+    "border": (X, {"padding": "reflect"}, 'border "reflect"', "native"),
+    "window 7 in half precision": (
+        X.half(),
+        {"window_size": 7},
+        "float16, converted to float32",
+        "native",
+    ),
+    "window 35": (X, {"window_size": 35, "padding": "same"}, "native", "at most 33 taps"),
+    "mask": (X, {"mask": MASK}, "native", "masks have no CUDA kernel"),
+    "bytes": ((X * 255).byte(), {}, "native", "native"),
+    "signal": (X[0], {"spatial_dims": 1}, "native", "native"),
+}
+
+
+@native
+@pytest.mark.parametrize("name", CASES)
+def test_words(name, monkeypatch):
+    image, settings, on_cpu, on_cuda = CASES[name]
+    assert on_cpu in ssim_fused.explain(image, **settings)
+    monkeypatch.setattr(_ops, "cuda_reason", None)
+    assert on_cuda in ssim_fused.explain(image, device="cuda", **settings)
+
+
+@native
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_called_native_does_not_touch_the_reference(name, monkeypatch):
+    image, settings, _, _ = CASES[name]
+
+    def refuse(*_):
+        raise AssertionError("the reference was asked")
+
+    monkeypatch.setattr(reference, "reduced_loss", refuse)
+    monkeypatch.setattr(_ops.reference, "reduced_loss", refuse)
+    ssim_fused.ssim_loss(image, image, **settings)
+    monkeypatch.setattr(_ops, "cpu_reason", "it was taken away")
+    with pytest.raises(AssertionError, match="asked"):
+        ssim_fused.ssim_loss(image, image, **settings)
+    assert "fallback (plain PyTorch): it was taken away" in ssim_fused.explain(image, **settings)
+
+
+def test_other_devices_and_transforms():
+    meta = X.to("meta")
+    assert "no native code for device 'meta'" in ssim_fused.explain(meta)
+    said = []
+
+    def loss(x):
+        said.append(ssim_fused.explain(x))
+        return ssim_fused.ssim_loss(x, X)
+
+    torch.func.jvp(loss, (X,), (X,))
+    assert _ops.cpu_reason is not None or "forward-mode" in said[0]
+
+
+def test_wrong_calls_raise_what_the_loss_raises():
+    with pytest.raises(ValueError, match="window_size"):
+        ssim_fused.explain(X, window_size=4)
+    with pytest.raises(ValueError, match="mask"):
+        ssim_fused.explain(X, mask=MASK[..., 1:])

@@ -1,0 +1,31 @@
+"""Arbitrary calls of the operators, see tests/fuzz; under sanitizers for a minute."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import fuzz
+import pytest
+from fuzz import sanitized
+from fuzz.corpus import CORPUS
+
+from ssim_fused import _ops
+
+pytestmark = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"no native: {_ops.cpu_reason}")
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_what_was_found_once(name):
+    assert fuzz.run(CORPUS[name]) == "refused"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_minute_under_sanitizers():
+    done = sanitized.run("-m", "fuzz", "--seconds", "60", "--seed", "0")
+    assert done.returncode == 0, done.stderr[-4000:]
+    calls = re.search(r"done: (\d+) calls", done.stdout)
+    assert calls
+    assert int(calls[1]) > 100
+    for operator in fuzz.OPERATORS:
+        assert re.search(rf"^{operator} computed: [1-9]", done.stdout, re.MULTILINE)

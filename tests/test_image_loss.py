@@ -1,0 +1,349 @@
+"""image_loss and the modules made of it against their terms one by one, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tables import SHAPES, TOLERANCE, oracle_loss, pictures, relative_error
+from torch import nn
+
+import ssim_fused
+from ssim_fused import _ops
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+PADDINGS = ["same", "valid", "reflect", "replicate", "circular"]
+NAMES = ("ssim", "mse", "l1")
+WEIGHTS = [
+    (1.0, 0.0, 0.0),
+    (0.2, 0.0, 0.8),
+    (1.0, 1.0, 0.0),
+    (0.5, 20.0, 3.0),
+    (0.0, 1.0, 0.5),
+    (0.0, 0.0, 2.0),
+    (1.0, -0.5, 0.25),
+    (-1.0, 0.0, 3.0),
+]
+
+
+@pytest.fixture(params=["fused", "reference"])
+def path(request, monkeypatch):
+    """Both paths; image_loss has no name of its own in the reference."""
+    if request.param == "reference":
+        monkeypatch.setattr(_ops, "cpu_reason", "this test asks for the reference")
+    elif _ops.cpu_reason is not None:
+        pytest.skip(f"no native library: {_ops.cpu_reason}")
+
+
+def true_terms(x, y, **settings):
+    difference = x - y
+    return oracle_loss(x, y, **settings), difference.square().mean(), difference.abs().mean()
+
+
+def check(x, y, weights, **settings):
+    """Loss, terms, and gradients to either image and both, for an upstream gradient of 3."""
+    value_tol, grad_tol = TOLERANCE[x.dtype]
+    true_x, true_y = (t.detach().double().requires_grad_() for t in (x, y))
+    terms = true_terms(true_x, true_y, **settings)
+    true = sum(weight * term for weight, term in zip(weights, terms))
+    true_grads = torch.autograd.grad(3 * true, (true_x, true_y))
+    # weights of both signs: what cancels is not counted
+    size = sum(abs(weight * term.item()) for weight, term in zip(weights, terms))
+    expected = [
+        term.detach() if weight else true.new_zeros(()) for weight, term in zip(weights, terms)
+    ]
+    named = dict(zip(NAMES, weights))
+    for wanted in ([], [0], [1], [0, 1]):
+        images = [image.detach().requires_grad_(i in wanted) for i, image in enumerate((x, y))]
+        loss, found = ssim_fused.image_loss(*images, return_terms=True, **named, **settings)
+        assert loss.shape == ()
+        assert loss.dtype == x.dtype
+        assert abs(loss.item() - true.item()) <= 2 * value_tol * size
+        assert torch.equal(loss, ssim_fused.image_loss(*images, **named, **settings))
+        for name, term in zip(NAMES, expected):
+            value = getattr(found, name)
+            assert not value.requires_grad
+            assert relative_error(value, term) <= 2 * value_tol, name
+        grads = torch.autograd.grad(3 * loss, [images[i] for i in wanted]) if wanted else ()
+        for i, grad in zip(wanted, grads):
+            assert grad.dtype == x.dtype
+            assert relative_error(grad, true_grads[i]) <= 2 * grad_tol
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights(dtype, weights, padding):
+    x, y = pictures((2, 3, 19, 26), dtype)
+    check(x, y, weights, padding=padding)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("padding", ["same", "replicate"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape, padding):
+    for dtype in DTYPES[:2]:
+        check(*pictures(shape, dtype), (0.5, 20.0, 3.0), padding=padding)
+
+
+SETTINGS = {
+    "window": ((1, 2, 15, 40), {"window_size": (5, 33), "sigma": (1.0, 6.0)}),
+    "uniform": ((1, 2, 15, 16), {"window": "uniform", "window_size": 7, "padding": "valid"}),
+    "data_range": ((1, 2, 15, 16), {"data_range": 4.0}),
+    "constants": ((1, 2, 15, 16), {"k1": 0.1, "k2": 0.2}),
+    "signals": ((2, 2, 40), {"spatial_dims": 1}),
+    "a signal": ((2, 40), {"spatial_dims": 1}),
+    "an image": ((3, 15, 16), {}),
+    "volumes": ((2, 1, 6, 7, 8), {"window_size": 5}),
+    "a volume": ((2, 6, 7, 8), {"window_size": 5, "spatial_dims": 3}),
+    "a volume, valid": ((2, 6, 7, 8), {"window_size": 5, "spatial_dims": 3, "padding": "valid"}),
+}
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_settings(name, dtype):
+    shape, settings = SETTINGS[name]
+    axes = settings.get("spatial_dims", 3 if len(shape) == 5 else 2)
+    full = shape if len(shape) == axes + 2 else (1, *shape)
+    x, y = (image.view(shape) for image in pictures(full, dtype))
+    check(x, y, (0.2, 1.0, 0.8), **settings)
+    check(x, y, (0.7, 0.0, 0.0), **settings)
+
+
+def test_gradients_add_up():
+    x, y = pictures((2, 3, 30, 31), torch.float64)
+    x.requires_grad_()
+
+    def grad(**weights):
+        return torch.autograd.grad(ssim_fused.image_loss(x, y, **weights), x)[0]
+
+    parts = [grad(ssim=0.2), grad(ssim=0.0, mse=0.7), grad(ssim=0.0, l1=1.5)]
+    whole = grad(ssim=0.2, mse=0.7, l1=1.5)
+    torch.testing.assert_close(whole, sum(parts), rtol=1e-10, atol=1e-16)
+
+
+def test_channels_last_and_one_tensor_twice():
+    x, y = pictures((2, 3, 30, 31))
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, y)]
+    weights = dict(mse=0.5, l1=2.0)
+    assert torch.equal(
+        ssim_fused.image_loss(*last, **weights), ssim_fused.image_loss(x, y, **weights)
+    )
+    x.requires_grad_()
+    loss = ssim_fused.image_loss(x, x, **weights)
+    loss.backward()
+    assert loss.item() == 0
+    assert x.grad.count_nonzero() == 0
+
+
+def test_no_slope_of_l1_where_images_agree():
+    x, y = pictures((1, 1, 20, 20), torch.float64)
+    y[..., :10] = x[..., :10]
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(ssim_fused.image_loss(x, y, ssim=1e-12, l1=1.0), x)
+    torch.testing.assert_close(grad, (x - y).sign() / x.numel(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.usefixtures("path")
+def test_double_backward():
+    x, y = (image.requires_grad_() for image in pictures((1, 2, 12, 13), torch.float64))
+
+    def penalty(function):
+        (grad,) = torch.autograd.grad(function(x, y), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (x, y))
+
+    def separate(x, y):
+        return 0.3 * (terms := true_terms(x, y))[0] + 0.5 * terms[1] + 0.2 * terms[2]
+
+    def fused(x, y):
+        return ssim_fused.image_loss(x, y, ssim=0.3, mse=0.5, l1=0.2)
+
+    for found, expected in zip(penalty(fused), penalty(separate)):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-16)
+
+
+def test_autocast_gives_float32():
+    x, y = pictures((2, 3, 30, 31))
+    for padding in ("same", "reflect"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = x.bfloat16().requires_grad_()
+            settings = dict(mse=0.5, l1=2.0, padding=padding, return_terms=True)
+            loss, terms = ssim_fused.image_loss(half, y, **settings)
+        assert {loss.dtype, *(term.dtype for term in terms)} == {torch.float32}
+        true = true_terms(half.detach().double(), y.double(), padding=padding)
+        assert relative_error(loss.detach(), true[0] + 0.5 * true[1] + 2 * true[2]) < 4e-6
+        loss.backward()
+        assert half.grad.dtype == torch.bfloat16
+
+
+def test_bad_weights():
+    x, y = pictures((1, 1, 20, 20))
+    with pytest.raises(ValueError, match="at least one"):
+        ssim_fused.image_loss(x, y, ssim=0.0)
+    with pytest.raises(ValueError, match="mse"):
+        ssim_fused.image_loss(x, y, mse=math.nan)
+    with pytest.raises(TypeError, match="l1"):
+        ssim_fused.image_loss(x, y, l1="1")
+    with pytest.raises(TypeError, match="uint8"):
+        ssim_fused.image_loss(x.byte(), y.byte())
+    for weights in ({}, {"mse": 1.0}, {"ssim": 0.0, "l1": 1.0}):
+        with pytest.raises(ValueError, match=r"\(1, 1, 20, 20\) and \(1, 1, 20, 19\)"):
+            ssim_fused.image_loss(x, y[..., 1:], **weights)
+        with pytest.raises(TypeError, match="NoneType"):
+            ssim_fused.image_loss(x, None, **weights)
+    with pytest.raises(ValueError, match="lambda_dssim"):
+        ssim_fused.PhotometricLoss(1.5)
+    with pytest.raises(TypeError, match="lambda_dssim"):
+        ssim_fused.PhotometricLoss("half")
+
+
+# ---- modules ----
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
+def test_photometric_loss(weight):
+    for shape in ((2, 3, 30, 31), (3, 30, 31)):
+        x, y = (image.view(shape) for image in pictures((1, *shape)[-4:], torch.float64))
+        dssim, _, l1 = true_terms(x, y)
+        loss = ssim_fused.PhotometricLoss(weight)(x, y)
+        torch.testing.assert_close(loss, (1 - weight) * l1 + weight * dssim, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_cvae_loss_is_its_terms(alpha, dtype):
+    x, y = pictures((3, 1, 28, 28), dtype)
+    mu, logvar = (
+        torch.randn(3, 8, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1)
+    )
+    criterion = ssim_fused.CVAELoss(alpha, 0.1, return_terms=True, padding="reflect")
+    loss, mse, ssim, kl = criterion(x, y, mu, logvar)
+    true_ssim, true_mse, _ = true_terms(x.double(), y.double(), padding="reflect")
+    m, v = mu.double(), logvar.double()
+    true_kl = -0.5 * (1 + v - m**2 - v.exp()).sum(-1).mean()
+    tolerance = 4 * TOLERANCE[dtype][0]
+    assert relative_error(mse, true_mse) < tolerance
+    assert relative_error(ssim, true_ssim if alpha else torch.zeros(())) < tolerance
+    assert relative_error(kl, true_kl) < tolerance
+    assert relative_error(loss, true_mse + alpha * true_ssim + 0.1 * true_kl) < tolerance
+
+
+class Autoencoder(nn.Module):
+    """Small enough for 1000 steps on a CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Linear(256, 16)
+        self.decode = nn.Linear(8, 256)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x.flatten(1)).chunk(2, dim=1)
+        return torch.sigmoid(self.decode(mu)).view_as(x), mu, logvar
+
+
+def photometric(recon, x, mu, logvar):
+    return ssim_fused.PhotometricLoss()(recon, x)
+
+
+def masked(recon, x, mu, logvar):
+    mask = torch.ones(1, 1, 16, 16)
+    mask[..., 4:7, 5:] = 0
+    return ssim_fused.PhotometricLoss()(recon, x, mask=mask)
+
+
+LOSSES = {
+    "PhotometricLoss": photometric,
+    "PhotometricLoss, mask": masked,
+    "CVAELoss": ssim_fused.CVAELoss(beta=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_1000_steps_of_float16(name):
+    """GradScaler finds nothing to skip once its scale has settled, and the loss falls."""
+    torch.manual_seed(0)
+    model = Autoencoder()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=10**6)
+    data = pictures((32, 1, 16, 16))[0].half()
+    losses = []
+    for _ in range(1000):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            recon, mu, logvar = model(data)
+            loss = LOSSES[name](recon, data, mu, logvar)
+        assert recon.dtype == torch.float16
+        assert loss.dtype == torch.float32
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.detach())
+    losses = torch.stack(losses)
+    assert losses.isfinite().all()
+    assert scaler.get_scale() >= 2.0**10
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+def test_float16_gradients_do_not_underflow(padding):
+    """A gradient of 1e-7 is below float16's smallest normal number; scaled, it keeps its digits."""
+    x, y = pictures((4, 3, 96, 96), torch.float16, noise=0.01)
+    scale = 2.0**14
+    true_x = x.double().requires_grad_()
+    true = true_terms(true_x, y.double(), padding=padding)
+    (true[0] + true[1] + true[2]).mul(scale).backward()
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = x.clone().requires_grad_()
+        loss = ssim_fused.image_loss(half, y, mse=1.0, l1=1.0, padding=padding)
+        (loss * scale).backward()
+    assert relative_error(half.grad, true_x.grad) < 2**-9
+
+
+# ---- PSNR ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_psnr(dtype):
+    for shape in ((2, 3, 30, 31), (3, 2, 50), (2, 1, 5, 6, 7)):
+        x, y = pictures(shape, dtype)
+        for data_range in (None, 2.0):
+            span = data_range or 1.0
+            squares = (x.double() - y.double()).square()
+            pooled = 10 * torch.log10(span**2 / squares.mean())
+            each = 10 * torch.log10(span**2 / squares.flatten(1).mean(1))
+            found = ssim_fused.psnr(x, y, data_range=data_range)
+            images = ssim_fused.psnr(x, y, data_range=data_range, reduction="image")
+            assert found.shape == ()
+            assert images.shape == shape[:1]
+            assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert relative_error(found, pooled) < 1e-5
+            assert relative_error(images, each) < 1e-5
+    assert ssim_fused.psnr(x, x).item() == math.inf
+
+
+def test_psnr_of_whole_numbers():
+    for dtype, span in ((torch.uint8, 255), (torch.uint16, 65535)):
+        x, y = ((t.clamp(0, 1) * span).round() for t in pictures((2, 1, 30, 31), torch.float64))
+        true = 10 * torch.log10(span**2 / (x - y).square().mean())
+        found = ssim_fused.psnr(x.to(dtype), y.to(dtype))
+        assert relative_error(found, true) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_psnr_falls_out_of_the_terms(dtype):
+    for noise in (0.1, 0.03):  # below an MSE of 6e-5, float16 has fewer digits
+        x, y = pictures((2, 3, 30, 31), torch.float64, noise=noise)
+        x, y = x.to(dtype), y.to(dtype)
+        _, terms = ssim_fused.image_loss(x, y, mse=1.0, return_terms=True)
+        true = 10 * torch.log10(1 / (x.double() - y.double()).square().mean())
+        # a relative error e of the MSE, which has the images' dtype, is 4.3 e decibels
+        tolerance = max(5 * TOLERANCE[dtype][0], 1e-5)
+        assert abs(terms.psnr().item() - true.item()) < tolerance
+        assert abs(terms.psnr(255.0).item() - true.item() - 20 * math.log10(255)) < tolerance
+    with pytest.raises(ValueError, match="data_range"):
+        terms.psnr(0.0)

@@ -1,0 +1,98 @@
+"""The pytest plugin, in test runs of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("imagecodecs")
+pytest.importorskip("pyarrow")
+
+from evaluation_tables import picture, save
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TESTS = """
+import numpy as np
+import pytest
+from PIL import Image
+
+first, second = np.load("first.npy"), np.load("second.npy")
+
+def test_same(assert_images_similar):
+    assert assert_images_similar(first, "first.npy") == 1
+    assert assert_images_similar(Image.fromarray(first), first, at_least=1) == 1
+
+@pytest.mark.parametrize("name", ["a/b c"])
+def test_other(assert_images_similar, name):
+    assert assert_images_similar(first, second, at_least=0.1) < 0.98
+    with pytest.raises(pytest.fail.Exception):
+        assert_images_similar(first, second)
+    assert_images_similar(first, second)
+
+def test_size(assert_images_similar):
+    assert_images_similar(first, second[1:])
+
+def test_missing(assert_images_similar):
+    assert_images_similar("no.png", second)
+"""
+
+
+def run(folder, *options):
+    """pytest on TESTS with this plugin alone."""
+    (folder / "test_it.py").write_text(TESTS)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "pytest_ssim_fused", *options, "test_it.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
+    first = picture()
+    noise = np.random.default_rng(0).integers(-30, 31, first.shape)
+    second = np.clip(first.astype(int) + noise, 0, 255).astype(np.uint8)
+    for name, array in (("first", first), ("second", second)):
+        save(tmp_path / f"{name}.npy", array)
+    done = run(tmp_path, "--image-diffs", "diffs")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "3 failed, 1 passed" in done.stdout
+    paths = sorted((tmp_path / "diffs").iterdir())
+    assert [path.name for path in paths] == [
+        "test_it.py_test_other_a_b_c-1.png",
+        "test_it.py_test_other_a_b_c.png",
+    ]
+    assert f"is below 0.98; see {paths[0]}" in done.stdout
+    sheet = np.asarray(Image.open(paths[0]))
+    assert np.array_equal(sheet[:, :48], first)
+    assert np.array_equal(sheet[:, 56:104], second)
+    assert "differ in size: 48 x 40 and 48 x 39" in done.stdout
+    assert "no.png: no such file" in done.stdout
+
+
+def test_loading_it_imports_no_torch():
+    code = "import sys, pytest_ssim_fused; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False False\n"
+
+
+def test_it_is_an_entry_point():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["pytest11"] == {"ssim_fused": "pytest_ssim_fused"}
+    assert project["scripts"] == {"ssim-fused": "ssim_fused.command:main"}

@@ -1,0 +1,255 @@
+"""Threads, processes, signals, memory, and numbers at the ends of their range."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tables import pictures, relative_error
+from torch.utils.data import DataLoader, Dataset
+
+import ssim_fused
+from ssim_fused import _ops, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = [(1, 1, 28, 28), (4, 3, 64, 64), (1, 3, 200, 310), (64, 1, 28, 28)]
+needs_native = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"{_ops.cpu_reason}")
+
+
+def step(shape, seed=0):
+    x, y = pictures(shape, seed=seed)
+    x.requires_grad_()
+    value = ssim_fused.ssim_loss(x, y)
+    value.backward()
+    return value.detach(), x.grad
+
+
+def python(script: str, timeout: float = 120) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def run_python(script: str, timeout: float = 120) -> str:
+    """What a script prints; it must end well."""
+    done = python(script, timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+# ---- threads, processes, signals ----
+
+
+def test_16_threads_at_once():
+    jobs = [(shape, seed) for seed in range(12) for shape in SHAPES]
+    expected = [step(*job) for job in jobs]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda job: step(*job), jobs))
+    for a, b in zip(found, expected):
+        assert all(map(torch.equal, a, b))
+
+
+class Similarities(Dataset):
+    """Computes in a worker's process."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return step((2, 3, 200, 300), seed=i)
+
+
+def test_workers_forked_after_the_threads_have_run():
+    expected = [step((2, 3, 200, 300), seed=i) for i in range(8)]
+    loader = DataLoader(
+        Similarities(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    for found, wanted in zip(loader, expected):
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_number_of_threads_changed_between_forward_and_backward():
+    expected = step((2, 3, 200, 300))
+    threads = torch.get_num_threads()
+    try:
+        for before, after in ((1, 2), (2, 1), (1, 4)):
+            x, y = pictures((2, 3, 200, 300))
+            x.requires_grad_()
+            torch.set_num_threads(before)
+            value = ssim_fused.ssim_loss(x, y)
+            torch.set_num_threads(after)
+            value.backward()
+            assert torch.equal(value.detach(), expected[0])
+            assert torch.equal(x.grad, expected[1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_loop_interrupted_by_signals():
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    expected, interrupted = step((2, 3, 200, 300)), 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-3 + 1e-4 * i)
+                for _ in range(100):
+                    step((2, 3, 200, 300))
+            except Interrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted == 60
+    assert all(map(torch.equal, step((2, 3, 200, 300)), expected))
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_the_interpreter_may_end_while_calls_run(daemon):
+    script = f"""
+        import threading, time, torch, ssim_fused
+        x = torch.rand(4, 3, 256, 256, requires_grad=True)
+        y = torch.rand(4, 3, 256, 256)
+        ending = time.monotonic() + 0.5
+        def work():
+            while {daemon} or time.monotonic() < ending:
+                torch.autograd.grad(ssim_fused.ssim_loss(x, y), x)
+        for _ in range(4):
+            threading.Thread(target=work, daemon={daemon}).start()
+        time.sleep(0.3)
+        print("end", flush=True)
+    """
+    done = python(script)
+    assert done.stdout == "end\n"
+    # Python 3.11 ends a daemon thread by pthread_exit, on which torch aborts, mse_loss as well
+    aborted = daemon and done.returncode == -signal.SIGABRT and "active exception" in done.stderr
+    assert done.returncode == 0 or aborted, done.stderr
+
+
+# ---- memory ----
+
+
+def test_10_000_steps_keep_no_memory():
+    script = """
+        import torch, ssim_fused
+        from pathlib import Path
+        def resident():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        x = torch.rand(2, 1, 28, 28, requires_grad=True)
+        y = torch.rand(2, 1, 28, 28)
+        mask = torch.rand(2, 1, 28, 28) > 0.1
+        def steps(count):
+            for i in range(count):
+                loss = ssim_fused.ssim_loss(x, y, mask=mask if i % 4 == 0 else None)
+                if i % 4 == 1:
+                    loss = loss + ssim_fused.ssim_loss(x, y, reduction="none").mean()
+                torch.autograd.grad(loss, x)
+        steps(1000)
+        before = resident()
+        steps(10_000)
+        print(resident() - before)
+    """
+    assert int(run_python(script, 300)) < 1 << 20
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="no limit of address space")
+def test_memory_that_cannot_be_had_is_an_error_and_the_process_goes_on():
+    script = """
+        import resource, torch, ssim_fused
+        from pathlib import Path
+        x, y = (torch.rand(1, 8, 1000, 1000, requires_grad=i == 0) for i in range(2))
+        small = x[:, :1, :64, :64].detach()
+        expected = ssim_fused.ssim_loss(small, small * 0.9)
+        ssim_fused.ssim_loss(x, y).backward()  # torch's threads are there
+        x.grad = None
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        failed = 0
+        for left in range(0, 40 << 20, 4 << 20):
+            resource.setrlimit(resource.RLIMIT_AS, (used + left, resource.RLIM_INFINITY))
+            try:
+                ssim_fused.ssim_loss(x, y).backward()
+            except (RuntimeError, MemoryError) as error:
+                assert "alloc" in str(error) or "memory" in str(error), error
+                failed += 1
+            x.grad = None
+            assert torch.equal(ssim_fused.ssim_loss(small, small * 0.9), expected)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        ssim_fused.ssim_loss(x, y).backward()
+        print(failed)
+    """
+    assert 1 <= int(run_python(script)) <= 10
+
+
+# ---- numbers ----
+
+
+@pytest.fixture
+def flushed_denormals():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes no denormals")
+    yield
+    torch.set_flush_denormal(False)
+
+
+def compare(x, y, **settings):
+    """Value and gradient against float64, and that they are numbers."""
+    x, y = x.float(), y.float()
+    found = [v.requires_grad_() for v in (x.clone(), x.double())]
+    value = ssim_fused.ssim_loss(found[0], y, **settings)
+    true = reference.ssim_loss(found[1], y.double(), **settings)
+    value.backward()
+    true.backward()
+    assert relative_error(value.detach(), true.detach()) <= 1e-5
+    assert torch.isfinite(found[0].grad).all()
+    assert relative_error(found[0].grad, found[1].grad) <= 1e-4
+
+
+@pytest.mark.parametrize("data_range", [1e-6, 1e-3, 1.0, 255.0, 65535.0, 1e6])
+def test_ranges_of_data(data_range):
+    x, y = pictures((2, 1, 40, 50), torch.float64)
+    compare(x * data_range, y * data_range, data_range=data_range)
+
+
+def test_denormal_numbers():
+    x, y = pictures((1, 1, 40, 50), torch.float64)
+    compare(x * 1e-40, y)
+    assert ssim_fused.ssim_loss((x * 1e-40).float(), (y * 1e-40).float()) == 0
+
+
+def test_flushed_denormal_numbers(flushed_denormals):
+    x, y = pictures((2, 1, 40, 50), torch.float64)
+    compare(x, y)
+    compare(x * 1e-40, y)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.5, 1.0, 255.0, 1e4])
+def test_constant_images(constant):
+    x = torch.full((1, 1, 30, 40), constant)
+    assert ssim_fused.ssim_loss(x, x.clone()) == 0
+    value = ssim_fused.ssim_loss(x, torch.zeros_like(x), padding="valid")
+    expected = 1 - 1e-4 / (constant**2 + 1e-4)
+    torch.testing.assert_close(value, torch.tensor(expected), rtol=2e-6, atol=0)
+
+
+def test_checkerboards():
+    board = (torch.arange(40)[:, None] + torch.arange(50)) % 2.0
+    compare(board[None, None], 1 - board[None, None])
+    compare(board[None, None], board[None, None] * 0.5)
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e15, 1e18])
+def test_large_numbers(scale):
+    x, y = pictures((1, 1, 40, 50), torch.float64)
+    compare(x * scale, y * scale, data_range=scale)

@@ -4,6 +4,8 @@ python examples/train_cvae.py                       scikit-learn's digits, about
 python examples/train_cvae.py --data DIR            one folder of pictures for each class
 python examples/train_cvae.py --compare             beside MSE alone, and beside the usual SSIM code
 python examples/train_cvae.py --name mine --resume  go on where a killed run stopped
+torchrun --nproc-per-node 2 examples/train_cvae.py  two processes; --max-restarts 3 before the
+                                                    script, and a killed one is replaced
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.article
 
+from common.files import save_json  # noqa: E402
+from common.options import (  # noqa: E402
+    at_least,
+    default_device,
+    parser_of,
+    usable_device,
+)
+from common.scripts import exit_status  # noqa: E402
 from cvae import data, pictures  # noqa: E402
-from cvae.training import Result, ResumeError, Settings, Trainer, save_json  # noqa: E402
+from cvae.options import add_training  # noqa: E402
+from cvae.processes import ProcessError, Processes, restarts, together  # noqa: E402
+from cvae.training import Result, ResumeError, Settings, Trainer  # noqa: E402
 
 from benchmarks import article  # noqa: E402
 from ssim_fused import CVAELoss  # noqa: E402
@@ -30,56 +40,22 @@ FOLDERS = {OURS: ".", MSE_ONLY: "mse_only", ARTICLE: "usual_code"}
 WARM_UP = 5  # steps left out of the times
 
 
-def at_least(low: float, kind: type = int):
-    """For argparse: numbers from `low` on."""
-
-    def convert(text: str):
-        value = kind(text)
-        if not low <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse says "invalid int value"
-    return convert
-
-
-def picture_size(text: str) -> int:
-    size = at_least(8)(text)
-    if size % 8:
-        raise argparse.ArgumentTypeError(f"must be a multiple of 8, got {text}")
-    return size
-
-
-def usable_device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"cannot use {text!r}: {reason}") from None
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--name", default="cvae", help="the run's folder in --runs")
-    add("--runs", type=Path, default=ROOT / "runs", metavar="DIR")
+    add("--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="where results go")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", choices=["digits", "mnist", "fashion"], default="digits")
+    names = ["digits", "mnist", "fashion"]
+    source.add_argument("--dataset", choices=names, default="digits", help="what to train on")
     source.add_argument("--data", type=Path, metavar="DIR", help="one folder of pictures a class")
-    add("--download-to", type=Path, default=ROOT / "runs" / "data", metavar="DIR")
-    add("--size", type=picture_size, default=32, help="of a picture; a multiple of 8")
-    add("--epochs", type=at_least(1), default=60)
-    add("--batch-size", type=at_least(1), default=64)
-    add("--lr", type=at_least(0, float), default=4e-3)
-    add("--latent", type=at_least(1), default=10)
-    add("--alpha", type=at_least(0, float), default=0.5, help="weight of the SSIM loss")
-    add("--beta", type=at_least(0, float), default=6e-3, help="weight of the KL divergence")
-    add("--seed", type=at_least(0), default=0)
-    add("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    downloads = ROOT / "runs" / "data"
+    add("--download-to", type=Path, default=downloads, metavar="DIR", help="where data sets go")
+    add_training(parser, epochs=60)
+    add("--device", type=usable_device, default=default_device(), help="cpu, cuda, ...")
     add("--amp", action="store_true", help="mixed precision (torch.autocast)")
-    add("--checkpoint-every", type=at_least(1), default=1, metavar="EPOCHS")
+    often = "a checkpoint after so many"
+    add("--checkpoint-every", type=at_least(1), default=1, metavar="EPOCHS", help=often)
     add("--resume", action="store_true", help="go on from the last checkpoint")
     add("--compare", action="store_true", help="train with two other losses, too")
     return parser.parse_args(argv)
@@ -108,7 +84,9 @@ def criterion_of(name: str, args: argparse.Namespace):
     return CVAELoss(args.alpha if name == OURS else 0, args.beta, return_terms=True)
 
 
-def trainer_of(name: str, args: argparse.Namespace, found: data.Pictures) -> Trainer:
+def trainer_of(
+    name: str, args: argparse.Namespace, found: data.Pictures, processes: Processes
+) -> Trainer:
     """A trainer, ready to start or to go on."""
     settings = Settings(
         criterion=name,
@@ -124,13 +102,22 @@ def trainer_of(name: str, args: argparse.Namespace, found: data.Pictures) -> Tra
         data=found.fingerprint(),
     )
     folder = args.runs / args.name / FOLDERS[name]
-    trainer = Trainer(settings, criterion_of(name, args), found, folder, args.device)
-    # a run may be resumed with --compare though it was started without
-    if args.resume and (name == OURS or trainer.checkpoint.exists()):
+    device = processes.device(args.device)
+    trainer = Trainer(settings, criterion_of(name, args), found, folder, device, processes)
+    if goes_on(trainer, args.resume):
         trainer.resume()
     else:
         trainer.start()
     return trainer
+
+
+def goes_on(trainer: Trainer, asked: bool) -> bool:
+    """Whether a run goes on from its checkpoint; the first process looks."""
+    there = trainer.processes.from_first(trainer.checkpoint.exists)
+    # a run may be resumed with --compare though it was started without
+    if asked and (there or trainer.settings.criterion == OURS):
+        return True
+    return there and restarts() > 0 and trainer.processes.from_first(trainer.fits_checkpoint)
 
 
 def summary(result: Result) -> dict[str, float]:
@@ -175,11 +162,16 @@ def leave_comparison(folder: Path, table: dict[str, dict[str, float]]) -> None:
     print(f"time of the loss: the usual code takes {times:.0f} times ours")
 
 
-def run(args: argparse.Namespace) -> None:
-    found = load(args)
+def run(args: argparse.Namespace, processes: Processes) -> None:
+    found = processes.in_turn(lambda: load(args))
     names = FOLDERS if args.compare else [OURS]
-    trainers = {name: trainer_of(name, args, found) for name in names}
+    trainers = {name: trainer_of(name, args, found, processes) for name in names}
     results = {name: trainer.train(args.checkpoint_every) for name, trainer in trainers.items()}
+    if processes.first:
+        leave_all(args, found, results)
+
+
+def leave_all(args: argparse.Namespace, found: data.Pictures, results: dict[str, Result]) -> None:
     folder = args.runs / args.name
     leave_pictures(folder, results, found, args.seed)
     table = {name: summary(result) for name, result in results.items()}
@@ -191,15 +183,14 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
-        run(args)
-    except (data.DataError, ResumeError, OSError) as error:
-        print(f"train_cvae.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; --name {args.name} --resume goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    def train() -> None:
+        with together(args.device) as processes:
+            run(args, processes)
+
+    refusals = (data.DataError, ResumeError, ProcessError)
+    stopped = f"stopped; --name {args.name} --resume goes on"
+    return exit_status("train_cvae.py", train, *refusals, stopped=stopped)
 
 
 if __name__ == "__main__":

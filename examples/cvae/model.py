@@ -56,9 +56,7 @@ class CVAE(nn.Module):
         features = F.silu(self.from_latent(torch.cat((z, self.one_hot(labels)), dim=1)))
         return self.decoder(features.view(-1, self.depth, self.side, self.side)).sigmoid()
 
-    def forward(
-        self, x: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (N, latent) is standard normal."""
         mu, logvar = self.encode(x, labels)
-        noise = torch.randn(mu.shape, generator=generator).to(mu)
-        return self.decode(mu + noise * (logvar / 2).exp(), labels), mu, logvar
+        return self.decode(mu + noise.to(mu) * (logvar / 2).exp(), labels), mu, logvar

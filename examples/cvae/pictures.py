@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import torch
 import torch.nn.functional as F
+from common.plots import COLOURS, DPI, STYLE, plt
 from torch import Tensor
 
 from .data import Pictures
 from .model import CVAE
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-COLOURS = ["#3b6fb6", "#d1603d", "#5a9367"]
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-}
-DPI = 130
 GAP = 2  # white pixels between the pictures of a montage
 MOST_CLASSES = 20  # of a montage
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from common.files import write_atomically
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from ssim_fused import CVAELoss, ssim
 
 from .data import Pictures
 from .model import CVAE
+from .processes import ALONE, Processes
 
 TERMS = ("loss", "mse", "ssim_loss", "kl")
 HELD_OUT = (*(f"held_out_{term}" for term in TERMS), "held_out_ssim")
@@ -56,15 +56,6 @@ class Result:
     step_ms: list[float] = field(default_factory=list)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """The file is either the old one or the new one, whenever the program is killed."""
-    scratch = path.with_name(path.name + ".tmp")
-    write(scratch)
-    with scratch.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
-
-
 def save_rows(path: Path, rows: list[dict]) -> None:
     def write(scratch: Path) -> None:
         with scratch.open("w", newline="") as file:
@@ -73,10 +64,6 @@ def save_rows(path: Path, rows: list[dict]) -> None:
             writer.writerows(rows)
 
     write_atomically(path, write)
-
-
-def save_json(path: Path, content: dict) -> None:
-    write_atomically(path, lambda scratch: scratch.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -90,26 +77,35 @@ def load_checkpoint(path: Path) -> dict:
 
 @torch.no_grad()
 def held_out_scores(
-    model: CVAE, images: Tensor, labels: Tensor, alpha: float, beta: float
+    model: CVAE,
+    images: Tensor,
+    labels: Tensor,
+    alpha: float,
+    beta: float,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """The terms and the SSIM of reconstructions (from mu) of pictures not trained on.
 
     The loss is that of both terms, whatever the run is trained with, so that runs can be compared.
+    Each process looks at its share of the pictures.
     """
     measure = CVAELoss(return_terms=True)
     totals = torch.zeros(4, dtype=torch.float64)
-    for x, label in zip(images.split(256), labels.split(256)):
+    share, counted = processes.share(len(images))
+    images_here, labels_here = images[share], labels[share]
+    for begin in range(0, counted, 256):
+        x, label = (part[begin : begin + 256] for part in (images_here, labels_here))
         mu, logvar = model.encode(x, label)
         recon = model.decode(mu, label)
         _, *terms = measure(recon, x, mu, logvar)
         totals += len(x) * torch.stack([*terms, ssim(recon, x)]).double().cpu()
-    mse, ssim_loss, kl, similarity = (totals / len(images)).tolist()
+    mse, ssim_loss, kl, similarity = (processes.total(totals) / len(images)).tolist()
     loss = mse + alpha * ssim_loss + beta * kl
     return dict(zip(HELD_OUT, (loss, mse, ssim_loss, kl, similarity)))
 
 
 class Trainer:
-    """One model, one loss, one folder for its checkpoints."""
+    """One model, one loss, one folder for its checkpoints; the first process alone writes there."""
 
     def __init__(
         self,
@@ -118,17 +114,19 @@ class Trainer:
         pictures: Pictures,
         folder: Path,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         self.settings, self.criterion = settings, criterion
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.processes = folder, device, processes
         self.train_set = pictures.train.to(device), pictures.train_labels.to(device)
         self.held_out = pictures.held_out.to(device), pictures.held_out_labels.to(device)
         self.steps = -(-len(pictures.train) // settings.batch_size)
 
         torch.manual_seed(settings.seed)  # of the first weights
-        # order and noise come from here, on the CPU, whatever the device
+        # order and noise come from here, on the CPU, whatever the device and in every process
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.model = CVAE(settings.size, len(pictures.classes), settings.latent).to(device)
+        self.network = processes.joined(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
         # a short rise, then a cosine down
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -151,14 +149,14 @@ class Trainer:
 
     def start(self) -> None:
         """A checkpoint before the first step, so that a run can go on from any moment."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.processes.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.save_checkpoint()
         self.save_metrics()
 
     def resume(self) -> None:
         """From the last checkpoint; rows written after it are dropped."""
-        state = load_checkpoint(self.checkpoint)
-        self._check_settings(state["settings"])
+        state = self.processes.from_first(self._load)
         self.epoch = state["epoch"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -166,7 +164,17 @@ class Trainer:
         self.result = Result(self.model, **state["result"])
         self.save_metrics()
 
+    def fits_checkpoint(self) -> bool:
+        """Whether the checkpoint is there and of the same settings."""
+        try:
+            self._load()
+        except ResumeError:
+            return False
+        return True
+
     def save_checkpoint(self) -> None:
+        if not self.processes.first:
+            return
         result = self.result
         state = {
             "settings": asdict(self.settings),
@@ -178,7 +186,13 @@ class Trainer:
         write_atomically(self.checkpoint, lambda scratch: torch.save(state, scratch))
 
     def save_metrics(self) -> None:
-        save_rows(self.folder / "metrics.csv", self.result.rows)
+        if self.processes.first:
+            save_rows(self.folder / "metrics.csv", self.result.rows)
+
+    def _load(self) -> dict:
+        state = load_checkpoint(self.checkpoint)
+        self._check_settings(state["settings"])
+        return state
 
     def _parts(self) -> dict:
         return dict(
@@ -211,6 +225,7 @@ class Trainer:
             desc=self.settings.criterion,
             unit="step",
             dynamic_ncols=True,
+            disable=not self.processes.first,
         ) as progress:
             while self.epoch < last:
                 self.train_epoch(progress)
@@ -224,29 +239,34 @@ class Trainer:
         totals = torch.zeros(len(TERMS), dtype=torch.float64)
         order = torch.randperm(len(images), generator=self.generator)
         for chosen in order.split(self.settings.batch_size):
-            terms = torch.stack(self.step(images[chosen], labels[chosen])).double().cpu()
-            totals += len(chosen) * terms
+            share, counted = self.processes.share(len(chosen))
+            noise = torch.randn((len(chosen), self.settings.latent), generator=self.generator)
+            mine = chosen[share]
+            weight = self.processes.weight(counted, len(chosen))
+            found = self.step(images[mine], labels[mine], noise[share], weight)
+            terms = torch.stack(found).double().cpu()
+            totals += counted * terms
             shown = {name: f"{value:.4f}" for name, value in zip(TERMS, terms.tolist())}
             progress.set_postfix(shown, refresh=False)
             progress.update()
         self.epoch += 1
-        means = dict(zip(TERMS, (totals / len(images)).tolist()))
+        means = dict(zip(TERMS, (self.processes.total(totals) / len(images)).tolist()))
         weights = self.settings.alpha, self.settings.beta
-        scores = held_out_scores(self.model, *self.held_out, *weights)
+        scores = held_out_scores(self.model, *self.held_out, *weights, self.processes)
         self.result.rows.append({"epoch": self.epoch, **means, **scores})
 
-    def step(self, x: Tensor, labels: Tensor) -> list[Tensor]:
-        """One optimizer step; the loss and its terms."""
+    def step(self, x: Tensor, labels: Tensor, noise: Tensor, weight: float) -> list[Tensor]:
+        """One optimizer step, the gradient times `weight`; the loss and its terms."""
         start = self._now()
         with self._autocast():
-            outputs = self.model(x, labels, self.generator)
+            outputs = self.network(x, labels, noise)
         # the loss and its gradient apart from the network's, so that their time can be told
         ends = [t.detach().requires_grad_() for t in outputs]
         before_loss = self._now()
         with self._autocast():
             recon, mu, logvar = ends
             loss, *terms = self.criterion(recon, x, mu, logvar)
-        grads = torch.autograd.grad(self.scaler.scale(loss), ends, allow_unused=True)
+        grads = torch.autograd.grad(self.scaler.scale(weight * loss), ends, allow_unused=True)
         after_loss = self._now()
         self.optimizer.zero_grad(set_to_none=True)
         used = [(t, grad) for t, grad in zip(outputs, grads) if grad is not None]

@@ -1,0 +1,1 @@
+"""What the examples share: options of the command line, plots, files."""

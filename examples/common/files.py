@@ -1,0 +1,21 @@
+"""Files that are whole, whenever the program is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """The file is either the old one or the new one, whenever the program is killed."""
+    scratch = path.with_name(path.name + ".tmp")
+    write(scratch)
+    with scratch.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def save_json(path: Path, content: dict) -> None:
+    write_atomically(path, lambda scratch: scratch.write_text(json.dumps(content, indent=2) + "\n"))

@@ -1,0 +1,51 @@
+"""Compare many pairs of pictures on a Ray cluster, or on this machine: SSIM and its relatives.
+
+python examples/evaluate_with_ray.py pairs.csv out/     columns input and target; Parquet too
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pyarrow.compute
+import pyarrow.parquet
+import ray
+import ray.data
+
+import ssim_fused
+
+
+def absolute(batch: dict, folder: str) -> dict:
+    """Workers have folders of their own: paths are from the list's folder on."""
+    for side in ("input", "target"):
+        batch[side] = [str(Path(folder) / name) for name in batch[side]]
+    return batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("list", type=Path, help="a .csv or .parquet list of pairs")
+    parser.add_argument("out", type=Path, help="folder for the results, in Parquet files")
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    if not options.list.is_file():
+        parser.error(f"{options.list}: no such file")
+
+    read = ray.data.read_parquet if options.list.suffix == ".parquet" else ray.data.read_csv
+    pairs = read(str(options.list.resolve()))
+    folder = str(options.list.resolve().parent)
+    pairs = pairs.map_batches(absolute, fn_kwargs={"folder": folder})
+    results = pairs.map_batches(ssim_fused.evaluate_batch, batch_size=options.batch_size)
+    results.write_parquet(str(options.out.resolve()))
+
+    found = pyarrow.parquet.read_table(options.out, columns=["ssim", "error"])
+    errors = [error for error in found["error"].to_pylist() if error]
+    print(*errors, sep="\n")
+    compared = len(found) - len(errors)
+    mean = pyarrow.compute.mean(found["ssim"].filter(pyarrow.compute.equal(found["error"], "")))
+    print(f"{compared} compared, {len(errors)} not; mean SSIM {mean.as_py():.6f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -65,7 +65,8 @@ int main(int, char** a) {
   using namespace ssim_fused;
   const Task task = static_cast<Task>(std::atoi(a[1]));
   const Geometry g = choose_geometry(std::atoi(a[2]), std::atoi(a[3]), std::atoi(a[4]),
-                                     std::atoi(a[5]), 11, false, task, 4, std::atoi(a[6]));
+                                     std::atoi(a[5]), 11, 11, false, task, 4,
+                                     std::atoi(a[6]));
   std::printf("%d %d %d %d %d %d %d %lld %d %d %d %d %d %d", static_cast<int>(g.layout), g.tiles,
               g.tile_w, g.bands, g.band_h, g.planes, g.threads, g.blocks, g.shared_words() * 4,
               g.step, g.runs, g.gradient_runs, g.across_rows, derivative_maps(task));
@@ -98,12 +99,13 @@ class Programs:
         return dict(zip([*names.split(), "gradient_runs", "across_rows", "maps"], map(int, said)))
 
     def compile(self, nvcc: Path, architecture: str) -> tuple[Path, str]:
-        """The float32, 11-tap kernels as one cubin, and what ptxas said."""
+        """The float32, 11-tap kernels of a plain call as one cubin, and what ptxas said."""
         source = self.folder / "kernels.cu"
         lines = ['#include "ssim_cuda_kernel.h"', "using namespace ssim_fused;"]
         lines += [
             f"template __global__ void ssim_fused::ssim_kernel<float, Layout::{layout}, "
-            f"Task::{task}>(const __grid_constant__ Problem<float>);"
+            f"Task::{task}, !has_plain<float>(Layout::{layout}, Task::{task})>"
+            "(const __grid_constant__ Problem<float>);"
             for task in TASKS
             for layout in LAYOUTS
         ]

@@ -43,7 +43,8 @@ def cvae() -> Step:
     x, _ = images(Workload("step", (128, 1, 32, 32)))
     labels = torch.arange(128) % 10
     generator = torch.Generator().manual_seed(0)
-    return model, lambda: (model(x, labels, generator)[0], x)
+    noise = (len(x), model.latent)
+    return model, lambda: (model(x, labels, torch.randn(noise, generator=generator))[0], x)
 
 
 def super_resolution() -> Step:

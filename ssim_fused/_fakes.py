@@ -69,6 +69,10 @@ def _fake_unpool(grad, factor, grad_pooled, pool_offset):
     return torch.empty_like(grad)
 
 
+def _fake_unpool_(grad, factor, grad_pooled, pool_offset):
+    return None
+
+
 def _checked(fake: Callable) -> Callable:
     """A fake kernel that refuses some of what the operators refuse."""
 
@@ -97,6 +101,7 @@ def register_fakes() -> None:
         "loss_backward": _fake_loss_backward,
         "loss_and_pool": _fake_loss_and_pool,
         "unpool": _fake_unpool,
+        "unpool_": _fake_unpool_,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"ssim_fused::{name}", _checked(fake))

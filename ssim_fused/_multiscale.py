@@ -162,18 +162,19 @@ def combine(losses: Tensor, betas: tuple[float, ...], normalize: str | None) -> 
     dtype = losses.dtype
     if losses.device.type != "mps":
         losses = losses.double()
+    if not all(betas):  # s^0 is 1: these have no say
+        used = [i for i, beta in enumerate(betas) if beta]
+        losses = torch.stack([losses[i] for i in used])
+        betas = tuple(betas[i] for i in used)
     exponents = constants(betas, losses).view(-1, *(1,) * (losses.dim() - 1))
     if normalize == "simple":
         losses = losses / 2
     # factors s = 1 - loss; log(s) of those that are far enough above 0, to which powers apply
     far = losses.clamp(max=1 - LEAST)
     power = -torch.expm1((exponents * torch.log1p(-far)).sum(0))
-    # the others, 0 <= s < LEAST, scale the product down to 0, if they have a say: s^0 is 1
-    near = ((1 - losses) / LEAST).clamp(0, 1)
-    near, *others = torch.where(exponents > 0, near, torch.ones_like(near)).unbind()
-    for factor in others:
-        near = near * factor
-    loss = power * near + (1 - near)
+    # the least of the others, 0 <= s < LEAST, scales the product down to 0
+    near = ((1 - losses) / LEAST).clamp(0, 1).amin(0)
+    loss = torch.lerp(torch.ones_like(power), power, near)
     if normalize is None:  # beyond 0 it goes on in a straight line
         loss = loss + (exponents * (losses - 1).clamp(min=0)).sum(0)
     return loss.to(dtype)

@@ -432,13 +432,22 @@ class _ScaleLoss(torch.autograd.Function):
         grad_planes, *grad_pooled = grads
         if grad_planes is None:
             grad_planes = input.new_zeros(input.shape[:2])
+        last = _is_last_backward() and not any(_is_batched(g) for g in grads if g is not None)
         gradients = (
-            None
-            if grad is None
-            else torch.ops.ssim_fused.unpool.default(grad, grad_planes, from_half, ctx.offset)
+            None if grad is None else _unpool(grad, grad_planes, from_half, ctx.offset, last)
             for grad, from_half in zip(made, grad_pooled)
         )
         return *gradients, *(None,) * 4
+
+
+def _unpool(
+    grad: Tensor, factor: Tensor, grad_pooled: Tensor | None, offset: tuple[int, ...], last: bool
+) -> Tensor:
+    # as in _ScalarLoss: what was saved is handed out where nobody asks for it again
+    if last and type(grad) is Tensor:
+        torch.ops.ssim_fused.unpool_.default(grad, factor, grad_pooled, offset)
+        return grad
+    return torch.ops.ssim_fused.unpool.default(grad, factor, grad_pooled, offset)
 
 
 def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -312,9 +312,20 @@ HOSTILE_POOLED = {
 @pytest.mark.parametrize("name", HOSTILE_POOLED)
 def test_hostile_gradients_of_pooled_images(name):
     arguments, message = HOSTILE_POOLED[name]
-    torch.ops.ssim_fused.unpool(ONES, FACTOR, HALF, (0, 0))  # the others are right
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.ssim_fused.unpool(*arguments)
+    for operator in (torch.ops.ssim_fused.unpool, torch.ops.ssim_fused.unpool_):
+        operator(ONES.clone(), FACTOR, HALF, (0, 0))  # the others are right
+        with pytest.raises(RuntimeError, match=message):
+            operator(*arguments)
+
+
+@native
+@pytest.mark.parametrize(
+    "shared", [ONES[:1].expand(ONES.shape), torch.ones(99).as_strided(ONES.shape, (20, 20, 1, 1))]
+)
+def test_gradient_that_shares_pixels_is_not_written_to(shared):
+    torch.ops.ssim_fused.unpool(shared, FACTOR, HALF, (0, 0))
+    with pytest.raises(RuntimeError, match="share memory"):
+        torch.ops.ssim_fused.unpool_(shared, FACTOR, HALF, (0, 0))
 
 
 @native

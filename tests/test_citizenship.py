@@ -85,6 +85,7 @@ def test_opcheck_of_halved_images(kind, offset):
     for grad_pooled in (half, None):
         arguments = (grad, planes, grad_pooled, offset)
         torch.library.opcheck(torch.ops.ssim_fused.unpool.default, arguments)
+        torch.library.opcheck(torch.ops.ssim_fused.unpool_.default, arguments)
 
 
 @pytest.mark.parametrize("how", ["meta", "fake"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 import subprocess
 import sys
@@ -126,10 +127,11 @@ def _process(rank, port, name):
         world_size=2,
         timeout=datetime.timedelta(seconds=100),
     )
-    try:
-        globals()[name](torch.distributed.init_device_mesh("cpu", (2,)))
-    finally:
-        torch.distributed.destroy_process_group()
+    globals()[name](torch.distributed.init_device_mesh("cpu", (2,)))
+    torch.distributed.barrier()
+    # torch aborts in 3 of 10 processes that end within half a second of DDP's backward, with any
+    # loss (mse_loss, 2.13, gloo): what was to be checked is checked, nothing is torn down
+    os._exit(0)
 
 
 @pytest.mark.parametrize("name", ["_dtensor", "_ddp", "_fsdp"])

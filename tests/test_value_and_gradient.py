@@ -157,10 +157,11 @@ def test_one_image_without_a_batch():
         assert torch.equal(one, expected)
 
 
-def test_backward_twice_and_scaled():
-    x, y = pictures((1, 1, 30, 40))
+@pytest.mark.parametrize("function", [ssim_fused.ssim_loss, ssim_fused.ms_ssim_loss])
+def test_backward_twice_and_scaled(function):
+    x, y = pictures((1, 1, 180, 190))
     x.requires_grad_()
-    loss = ssim_fused.ssim_loss(x, y)
+    loss = function(x, y)
     (first,) = torch.autograd.grad(loss, x, retain_graph=True)
     (second,) = torch.autograd.grad(loss * 4, x, retain_graph=True)
     (third,) = torch.autograd.grad(loss, x, retain_graph=True)

@@ -20,6 +20,7 @@ from ssim_fused._request import KINDS, MEAN, Request, accumulate_dtype
 
 OPERATORS = [
     *("loss", "loss_and_gradients", "loss_map", "loss_backward", "loss_and_pool", "unpool"),
+    "unpool_",
 ]
 LAYOUTS = [
     *("contiguous", "channels_last", "transposed", "expanded", "every second", "inside another"),
@@ -54,8 +55,10 @@ class Case:
     operator: str
     input: Image
     target: Image
-    weight: Image | None = None  # loss_backward's grad_map and unpool's factor, too
-    mask: Image | None = None  # unpool's grad_pooled, too
+    weight: Image | None = (
+        None  # loss_backward's grad_map and the factor of unpool and unpool_, too
+    )
+    mask: Image | None = None  # their grad_pooled, too
     coverage: Image | None = None
     window: tuple[float, ...] = tuple(gaussian_window(11, 1.5))
     taps: tuple[int, ...] = (11,)
@@ -193,20 +196,28 @@ def run(case: Case) -> str:
     arguments = _arguments(case)
     call = getattr(torch.ops.ssim_fused, case.operator).default
     untouched = [a.clone() if isinstance(a, Tensor) and not a.is_meta else a for a in arguments]
+    in_place = case.operator.endswith("_")
+
+    def results() -> tuple[Tensor, ...]:
+        if not in_place:
+            found = call(*arguments)
+            return found if isinstance(found, tuple) else (found,)
+        written = arguments[0].clone()
+        call(written, *arguments[1:])
+        return (written,)
+
     try:
-        found = call(*arguments)
+        found = results()
     except ERRORS as error:
         if not str(error):
             raise AssertionError("an error without a word") from error
         return "refused"
-    found = found if isinstance(found, tuple) else (found,)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3 - min(threads, 2))
-        again = call(*arguments)
+        again = results()
     finally:
         torch.set_num_threads(threads)
-    again = again if isinstance(again, tuple) else (again,)
     for a, b in zip(found, again):
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
         assert a.is_meta or _same(a, b), "threads change the result"

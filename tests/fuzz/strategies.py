@@ -66,7 +66,7 @@ def cases(draw):
     of_map = (*shape[:2], *(max(length, 0) for length in shrunk))
     offset = draw(mostly(st.tuples(*[st.integers(0, 1)] * 2), st.lists(st.integers(-1, 2))))
     half = tuple((length + more) // 2 for length, more in zip(shape[2:], offset))
-    if operator == "unpool":
+    if operator in ("unpool", "unpool_"):
         dtype = draw(mostly(st.just(accumulate), dtypes))
         weight = draw(images(shape[:2], accumulate))
         mask = draw(st.none() | images((*shape[:2], *half), accumulate))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import ssim_fused
-from ssim_fused import _ops
+from ssim_fused import _paths
 from ssim_fused._call import prepare
 from ssim_fused._checks import check_settings
 
@@ -104,16 +104,16 @@ def _beside(feature: Feature) -> dict[str, Tensor]:
     return beside
 
 
-def _paths(feature: Feature) -> tuple[str, str]:
+def _code_paths(feature: Feature) -> tuple[str, str]:
     """Which code computes it on a CPU and on a GPU, by the package's own word."""
     x, y = _images(feature)
     settings = check_settings(**feature.settings)
     request, _ = prepare(x, y, settings, **_beside(feature))
     words = []
     for device in ("cpu", "cuda"):
-        reason = _ops.no_kernel(request, device)
+        reason = _paths.no_kernel(request, device)
         word = "native" if reason is None else "plain PyTorch"
-        if reason is None and _ops.in_float32(request, device):
+        if reason is None and _paths.in_float32(request, device):
             word += ", as float32"
         words.append(word)
     return words[0], words[1]
@@ -174,7 +174,7 @@ def measure(feature: Feature, rounds: int) -> dict[str, Any]:
         of_key, by_key = (of, mode), (by, mode)
         return median[of_key] / median[by_key] if {of_key, by_key} <= set(median) else ""
 
-    cpu, cuda = _paths(feature)
+    cpu, cuda = _code_paths(feature)
     return {
         "feature": feature.name,
         "shape": "x".join(map(str, feature.shape)),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ssim_fused import _ops
+from ssim_fused import _paths
 
 from . import results
 from .engine import Workload, measure
@@ -35,7 +35,7 @@ def why_not() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    return _ops.cuda_reason
+    return _paths.cuda_reason
 
 
 def file_name(device: str) -> str:

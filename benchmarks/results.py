@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import ssim_fused
-from ssim_fused import _ops
+from ssim_fused import _paths
 
 from . import ceilings
 from .providers import PROVIDERS
@@ -66,7 +66,7 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction_sets": _instruction_sets(),
-        "isa": torch.ops.ssim_fused.cpu_isa() if _ops.cpu_reason is None else "none",
+        "isa": torch.ops.ssim_fused.cpu_isa() if _paths.cpu_reason is None else "none",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -27,11 +27,11 @@ SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", 
 SOURCES += ("ssim_fused", "pytest_ssim_fused.py")
 STEP = """
 import torch, ssim_fused
-from ssim_fused import _ops
+from ssim_fused import _paths
 x = torch.rand(1, 1, 20, 20, requires_grad=True)
 ssim_fused.ssim_loss(x, torch.rand(1, 1, 20, 20)).backward()
 assert x.grad.norm() > 0
-print(_ops.cpu_reason or "native", _ops.CUDA_LIBRARY.exists(), sep="|")
+print(_paths.cpu_reason or "native", _paths.CUDA_LIBRARY.exists(), sep="|")
 """
 
 

@@ -36,10 +36,10 @@ ROWS = [
 TESTS = ["test_value_and_gradient.py", "test_gradients.py", "test_kernel_cache.py"]
 LOOK = """
 import torch, ssim_fused, sys
-from ssim_fused import _cuda, _ops
+from ssim_fused import _cuda, _paths
 assert ssim_fused.__file__.startswith(sys.prefix), ssim_fused.__file__
-print(torch.__version__, torch.version.cuda, _ops.cpu_reason or torch.ops.ssim_fused.cpu_isa(),
-      _ops.cuda_reason or _cuda.kernels().describe(), sep="|")
+print(torch.__version__, torch.version.cuda, _paths.cpu_reason or torch.ops.ssim_fused.cpu_isa(),
+      _paths.cuda_reason or _cuda.kernels().describe(), sep="|")
 """
 
 

@@ -6,25 +6,25 @@ import platform
 
 import torch
 
-from . import __version__, _cuda, _ops
+from . import __version__, _cuda, _paths
 
 _DTYPES = "float32, float64; float16 and bfloat16 with float32 arithmetic"
 
 
 def _cpu() -> str:
-    if _ops.cpu_reason is None:
+    if _paths.cpu_reason is None:
         return f"native, {torch.ops.ssim_fused.cpu_isa()} ({_DTYPES})"
-    return f"fallback (plain PyTorch): the native library is not in use because {_ops.cpu_reason}"
+    return f"fallback (plain PyTorch): the native library is not in use because {_paths.cpu_reason}"
 
 
 def _cuda_path() -> str:
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
-    if _ops.cuda_reason is not None:
-        reason = _ops.cuda_reason
+    if _paths.cuda_reason is not None:
+        reason = _paths.cuda_reason
         path = f"fallback (plain PyTorch): the CUDA library is not in use because {reason}"
     else:
-        most = _ops.CUDA_MOST_TAPS
+        most = _paths.CUDA_MOST_TAPS
         path = f"native ({_DTYPES}); windows of more than {most} taps by the fallback"
     if torch.cuda.is_available():
         gpus = range(torch.cuda.device_count())
@@ -34,8 +34,8 @@ def _cuda_path() -> str:
 
 def _cuda_kernels() -> str:
     """Where the kernels come from: for each GPU, or for any where none is found."""
-    if _ops.cuda_reason is not None:
-        return f"none: {_ops.cuda_reason}"
+    if _paths.cuda_reason is not None:
+        return f"none: {_paths.cuda_reason}"
     if not torch.cuda.is_available():
         return _cuda.kernels().describe()
     gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]

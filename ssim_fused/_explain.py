@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _paths
 from ._call import prepare
 from ._checks import BORDERS, FLOATING, check_settings, default_range
 
@@ -43,14 +43,14 @@ def explain(
     )
     request, _ = prepare(input, target, checked, mask, mask_threshold, weight)
     device = device or request.input.device.type
-    reason = _ops.why_reference(request, device)
+    reason = _paths.why_reference(request, device)
     dtype = str(input.dtype).removeprefix("torch.")
     if reason is not None:
         path = f"fallback (plain PyTorch): {reason}"
         converts = input.dtype not in (torch.float32, torch.float64)
     else:
         path = f"native, {torch.ops.ssim_fused.cpu_isa() if device == 'cpu' else 'CUDA'}"
-        converts = _ops.in_float32(request, device)
+        converts = _paths.in_float32(request, device)
     parts = [path, f"{dtype}, converted to float32 first" if converts else dtype]
     if checked.padding in BORDERS:
         parts.append(f'border "{checked.padding}" as a copy with more pixels around it')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssim_fused import _ops
+from ssim_fused import _paths
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def _no_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "no GPU"
-    return _ops.cuda_reason
+    return _paths.cuda_reason
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ import torch
 from tables import pictures
 
 import ssim_fused
-from ssim_fused import _ops, reference
+from ssim_fused import _paths, reference
 from ssim_fused._request import MEAN, PLANE, SUM
 
 X = torch.rand(2, 3, 16, 20)
@@ -186,7 +186,7 @@ def test_latent_errors():
 # ---- direct calls of the operators ----
 
 native = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 WINDOW = (0.25, 0.5, 0.25)
 HOSTILE = {

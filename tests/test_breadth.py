@@ -11,7 +11,7 @@ import torch
 from tables import TOLERANCE, check_loss, oracle_loss, pictures, relative_error
 
 import ssim_fused
-from ssim_fused import _ops, reference
+from ssim_fused import _paths, reference
 
 PATHS = {"fused": ssim_fused, "reference": reference}
 BORDERS = ["reflect", "replicate", "circular"]
@@ -447,7 +447,7 @@ def test_gradcheck_of_functions(name):
 # ---- the same bits for every thread count, nearly so for every instruction set ----
 
 native = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 
 

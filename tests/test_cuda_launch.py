@@ -15,13 +15,13 @@ import pytest
 import torch
 from tables import MAP_TOLERANCE, TOLERANCE, pictures, relative_error
 
-from ssim_fused import _cuda, _kernel_cache, _kernels, _nvrtc, _ops
+from ssim_fused import _cuda, _kernel_cache, _kernels, _nvrtc, _paths
 from ssim_fused._checks import gaussian_window
 from ssim_fused._request import KINDS, MEAN, PLANE, SUM
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
-    pytest.mark.skipif(_ops.cpu_reason is not None, reason="no native library"),
+    pytest.mark.skipif(_paths.cpu_reason is not None, reason="no native library"),
 ]
 
 

@@ -12,10 +12,10 @@ import torch
 from tables import pictures
 
 import ssim_fused
-from ssim_fused import _ops
+from ssim_fused import _paths
 
 pytestmark = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 # many small planes, and one that is cut into tiles and bands
 SHAPES = [(64, 1, 28, 28), (3, 3, 200, 300), (1, 1, 1100, 700)]

@@ -15,11 +15,11 @@ from test_gradients import settings_arguments
 from torch import nn
 
 import ssim_fused
-from ssim_fused import _distributed, _ops, reference
+from ssim_fused import _distributed, _paths, reference
 from ssim_fused._request import MEAN
 
 pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or _ops.cpu_reason is not None,
+    not torch.distributed.is_available() or _paths.cpu_reason is not None,
     reason="needs torch.distributed and the native library",
 )
 

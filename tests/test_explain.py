@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import ssim_fused
-from ssim_fused import _ops, reference
+from ssim_fused import _paths, reference
 
 X = torch.rand(2, 3, 20, 24)
 MASK = X[:, :1] > 0.3
 native = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 # images, settings, what is said of a CPU, and of CUDA where its library is there
 CASES = {
@@ -36,7 +36,7 @@ CASES = {
 def test_words(name, monkeypatch):
     image, settings, on_cpu, on_cuda = CASES[name]
     assert on_cpu in ssim_fused.explain(image, **settings)
-    monkeypatch.setattr(_ops, "cuda_reason", None)
+    monkeypatch.setattr(_paths, "cuda_reason", None)
     assert on_cuda in ssim_fused.explain(image, device="cuda", **settings)
 
 
@@ -49,9 +49,9 @@ def test_what_is_called_native_does_not_touch_the_reference(name, monkeypatch):
         raise AssertionError("the reference was asked")
 
     monkeypatch.setattr(reference, "reduced_loss", refuse)
-    monkeypatch.setattr(_ops.reference, "reduced_loss", refuse)
+    monkeypatch.setattr(reference, "reduced_loss", refuse)
     ssim_fused.ssim_loss(image, image, **settings)
-    monkeypatch.setattr(_ops, "cpu_reason", "it was taken away")
+    monkeypatch.setattr(_paths, "cpu_reason", "it was taken away")
     with pytest.raises(AssertionError, match="asked"):
         ssim_fused.ssim_loss(image, image, **settings)
     assert "fallback (plain PyTorch): it was taken away" in ssim_fused.explain(image, **settings)
@@ -67,7 +67,7 @@ def test_other_devices_and_transforms():
         return ssim_fused.ssim_loss(x, X)
 
     torch.func.jvp(loss, (X,), (X,))
-    assert _ops.cpu_reason is not None or "forward-mode" in said[0]
+    assert _paths.cpu_reason is not None or "forward-mode" in said[0]
 
 
 def test_wrong_calls_raise_what_the_loss_raises():

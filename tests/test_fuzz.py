@@ -10,9 +10,9 @@ import pytest
 from fuzz import sanitized
 from fuzz.corpus import CORPUS
 
-from ssim_fused import _ops
+from ssim_fused import _paths
 
-pytestmark = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"no native: {_ops.cpu_reason}")
+pytestmark = pytest.mark.skipif(_paths.cpu_reason is not None, reason=f"{_paths.cpu_reason}")
 
 
 @pytest.mark.parametrize("name", CORPUS)

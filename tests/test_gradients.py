@@ -7,11 +7,11 @@ import torch
 from tables import pictures
 
 import ssim_fused
-from ssim_fused import _checks, _ops, reference
-from ssim_fused._request import KINDS, MEAN, PLANE, SUM
+from ssim_fused import _checks, _paths, reference
+from ssim_fused._request import KINDS, MEAN, PLANE, SUM, accumulate_dtype
 
 native = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 REDUCTIONS = ["mean", "sum", "image", "channel", "none"]
 WINDOW = _checks.gaussian_window(11, 1.5)
@@ -87,7 +87,7 @@ def test_opcheck(dtype, valid):
             if any(grads):
                 torch.library.opcheck(ops.loss_and_gradients.default, (*arguments, *grads))
         torch.library.opcheck(ops.loss_map.default, (a, b, None, None, *settings))
-        grad_map = ops.loss_map(a, b, None, None, *settings).to(_ops.accumulate_dtype(a))
+        grad_map = ops.loss_map(a, b, None, None, *settings).to(accumulate_dtype(a))
         for grads in ((True, False), (False, True), (True, True)):
             arguments = (grad_map, a, b, None, None, *settings, *grads)
             torch.library.opcheck(ops.loss_backward.default, arguments)

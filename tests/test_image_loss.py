@@ -10,7 +10,7 @@ from tables import SHAPES, TOLERANCE, oracle_loss, pictures, relative_error
 from torch import nn
 
 import ssim_fused
-from ssim_fused import _ops
+from ssim_fused import _paths
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PADDINGS = ["same", "valid", "reflect", "replicate", "circular"]
@@ -31,9 +31,9 @@ WEIGHTS = [
 def path(request, monkeypatch):
     """Both paths; image_loss has no name of its own in the reference."""
     if request.param == "reference":
-        monkeypatch.setattr(_ops, "cpu_reason", "this test asks for the reference")
-    elif _ops.cpu_reason is not None:
-        pytest.skip(f"no native library: {_ops.cpu_reason}")
+        monkeypatch.setattr(_paths, "cpu_reason", "this test asks for the reference")
+    elif _paths.cpu_reason is not None:
+        pytest.skip(f"no native library: {_paths.cpu_reason}")
 
 
 def true_terms(x, y, **settings):

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssim_fused import _ops
+from ssim_fused import _paths
 from ssim_fused.__main__ import report
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHER_PYTHON = os.environ.get("SSIM_FUSED_OTHER_PYTHON")
 native = pytest.mark.skipif(
-    _ops.cpu_reason is not None, reason=f"no native library: {_ops.cpu_reason}"
+    _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 STEP = (
     "import torch, ssim_fused; x = torch.rand(1, 1, 20, 20, requires_grad=True); "
@@ -246,7 +246,7 @@ def test_a_file_that_needs_torchs_cpp_is_refused(tmp_path):
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 def test_the_installed_library_calls_no_cpp_of_torchs():
     check = symbols()
-    names = [name for name, _ in check.undefined(_ops.LIBRARY)]
+    names = [name for name, _ in check.undefined(_paths.LIBRARY)]
     assert any(check.STABLE.fullmatch(name) for name in names)
     assert not [name for name in names if "c10" in name or "5torch" in name]
 
@@ -270,7 +270,7 @@ def test_a_library_that_does_not_load(package):
 @native
 @pytest.mark.skipif(OTHER_PYTHON is None, reason="SSIM_FUSED_OTHER_PYTHON names no other torch")
 def test_the_built_file_serves_another_torch(package):
-    shutil.copy(_ops.LIBRARY, package / "ssim_fused")
+    shutil.copy(_paths.LIBRARY, package / "ssim_fused")
     found = run([OTHER_PYTHON, "-m", "ssim_fused"], package)
     assert "native, " in found
     assert torch.__version__ not in found

@@ -16,11 +16,11 @@ from tables import pictures, relative_error
 from torch.utils.data import DataLoader, Dataset
 
 import ssim_fused
-from ssim_fused import _ops, reference
+from ssim_fused import _paths, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 1, 28, 28), (4, 3, 64, 64), (1, 3, 200, 310), (64, 1, 28, 28)]
-needs_native = pytest.mark.skipif(_ops.cpu_reason is not None, reason=f"{_ops.cpu_reason}")
+needs_native = pytest.mark.skipif(_paths.cpu_reason is not None, reason=f"{_paths.cpu_reason}")
 
 
 def step(shape, seed=0):

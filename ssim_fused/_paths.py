@@ -1,0 +1,119 @@
+"""Which path serves a call: the libraries that are loaded, and what their kernels know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.autograd import forward_ad
+
+from ._checks import WHOLE
+from ._fakes import register_fakes
+from ._request import Request
+
+LIBRARY = Path(__file__).with_name("_C_cpu.so")
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
+CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_kernel.h
+# what fits a block's shared memory, with gradients and in float64
+CUDA_MOST_TAPS_OF_A_VOLUME = 15
+
+
+def _load(library: Path, load: Callable[[Path], None]) -> str | None:
+    """Load a library of operators; the reason where it cannot be had."""
+    if not library.exists():
+        why = library.with_suffix(".why")  # left by setup.py
+        reason = why.read_text(encoding="utf-8").strip() if why.exists() else "reason unknown"
+        return f"it was not built: {reason}"
+    try:
+        load(library)
+    except (OSError, RuntimeError) as error:
+        return f"it does not load: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def _load_cpu(library: Path) -> None:
+    torch.ops.load_library(str(library))
+    torch.ops.ssim_fused.cpu_isa()
+    register_fakes()
+
+
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if cpu_reason is not None:
+        return f"the CPU library, which declares the operators, is missing: {cpu_reason}"
+    from . import _cuda  # a fifth of the import's time, which a torch without CUDA is spared
+
+    return _load(CUDA_LIBRARY, _cuda.load) or _cuda.reason()
+
+
+# None where the path is in use
+cpu_reason = _load(LIBRARY, _load_cpu)
+cuda_reason = _load_cuda()
+
+
+# ---- which path ----
+
+
+def _under_transform(request: Request) -> bool:
+    """Whether vmap or forward-mode derivatives are taken, which the operators do not know."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        kinds = (torch._C._functorch.TransformType.Grad,)
+        stack = torch._C._functorch.get_interpreter_stack()
+        return any(interpreter.key() not in kinds for interpreter in stack)
+    if forward_ad._current_level < 0:
+        return False
+    images = (request.input, request.target)
+    return any(forward_ad.unpack_dual(image).tangent is not None for image in images)
+
+
+def no_kernel(request: Request, device: str) -> str | None:
+    """Why the library of a device would not compute a request; None where it would."""
+    if device not in ("cpu", "cuda"):
+        return f"there is no native code for device {device!r}"
+    if device == "cuda":
+        if request.mask is not None:
+            return "masks have no CUDA kernel"
+        if max(request.settings.taps(request.axes)) > CUDA_MOST_TAPS:
+            return f"the CUDA kernels serve windows of at most {CUDA_MOST_TAPS} taps"
+        if request.axes == 3:
+            if request.share is not None:
+                return "weights of windows have no CUDA kernel for volumes"
+            if request.input.dtype in WHOLE:
+                return "whole numbers have no CUDA kernel for volumes"
+            if max(request.settings.taps(3)) > (most := CUDA_MOST_TAPS_OF_A_VOLUME):
+                return f"the CUDA kernels for volumes serve windows of at most {most} taps"
+    return None
+
+
+def why_reference(request: Request, device: str | None = None) -> str | None:
+    """None where a native kernel computes a request, else the reason why none does.
+
+    device: another than the images' own.
+    """
+    device = device or request.input.device.type
+    if device == "cpu" and cpu_reason is not None:
+        return cpu_reason
+    if device == "cuda" and cuda_reason is not None:
+        return cuda_reason
+    if _under_transform(request):
+        return "vmap and forward-mode derivatives are PyTorch's"
+    return no_kernel(request, device)
+
+
+def in_float32(request: Request, device: str | None = None) -> bool:
+    """Whether other types are converted to float32 first, and not in the kernel.
+
+    The CPU kernels for volumes, masked images and windows other than 11 x 11 know float32 and
+    float64 alone. And float16 gradients of weighted means would fall below its smallest number.
+    """
+    if request.input.dtype in (torch.float32, torch.float64):
+        return False
+    device = device or request.input.device.type
+    general = request.axes == 3 or request.settings.taps(request.axes) != [11, 11]
+    if device == "cpu" and (general or request.mask is not None):
+        return True
+    return request.share is not None and request.input.dtype == torch.float16

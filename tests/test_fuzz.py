@@ -1,4 +1,4 @@
-"""Arbitrary calls of the operators, see tests/fuzz; under sanitizers for a minute."""
+"""Arbitrary calls of the operators, and many at once, under sanitizers; see tests/fuzz."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def test_what_was_found_once(name):
     assert fuzz.run(CORPUS[name]) == "refused"
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+
+@needs_compiler
 def test_a_minute_under_sanitizers():
     done = sanitized.run("-m", "fuzz", "--seconds", "60", "--seed", "0")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -29,3 +32,10 @@ def test_a_minute_under_sanitizers():
     assert int(calls[1]) > 100
     for operator in fuzz.OPERATORS:
         assert re.search(rf"^{operator} computed: [1-9]", done.stdout, re.MULTILINE)
+
+
+@needs_compiler
+def test_16_threads_under_a_sanitizer():
+    done = sanitized.run("-m", "fuzz.threads", sanitizer="thread")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "steps in 16 threads" in done.stdout

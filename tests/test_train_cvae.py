@@ -1,4 +1,4 @@
-"""The training script from end to end: pictures, resuming after SIGKILL, data, comparison."""
+"""The training script from end to end: pictures, resuming, data, comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import math
-import random
 import signal
 import struct
 import subprocess
@@ -18,13 +17,16 @@ import pytest
 import torch
 from conftest import EXAMPLES
 
-Image = pytest.importorskip("PIL.Image")
-for needed in ("sklearn", "matplotlib", "tqdm"):
-    pytest.importorskip(needed)
+pytest.importorskip("imagecodecs")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+pytest.importorskip("tqdm")
+
+import kills
+from PIL import Image
 
 SCRIPT = EXAMPLES / "train_cvae.py"
 PICTURES = ["curves.png", "reconstructions.png", "samples.png", "sweep.png"]
-LONG = ["--epochs", "30", "--batch-size", "4", "--checkpoint-every", "4"]  # 180 steps
 SHORT = ["--epochs", "1", "--batch-size", "16"]
 
 
@@ -36,15 +38,7 @@ def script(example):
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    """A folder for each class: dark squares and light ones, 12 of each for training."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for label, level in (("dark", 60), ("light", 200)):
-        (folder / label).mkdir()
-        for i in range(15):
-            pixels = generator.normal(level, 10, (20, 24)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / label / f"{i}.png")
-    return folder
+    return kills.save_squares(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
@@ -95,40 +89,6 @@ def test_a_run_leaves_metrics_and_pictures(train, tmp_path):
             assert min(picture.size) > 80
     assert not list(tmp_path.rglob("*.tmp"))
     assert all(term in said.err for term in ("loss=", "mse=", "ssim_loss=", "kl="))
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, squares):
-    runs = tmp_path_factory.mktemp("runs")
-    subprocess.run(command(runs, "--data", squares, *LONG), check=True, capture_output=True)
-    return runs
-
-
-def test_killed_and_resumed_gives_the_same_numbers(tmp_path, squares, unbroken):
-    moments = random.Random(time.time_ns())
-    resume, kills = [], 0
-    for epochs in (0, 9):  # killed somewhere after these epochs were written
-        running = subprocess.Popen(
-            command(tmp_path, "--data", squares, *LONG, *resume),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for_epochs(running, tmp_path, epochs)
-        time.sleep(moments.uniform(0, 0.2))
-        running.send_signal(signal.SIGKILL)
-        kills += running.wait() == -signal.SIGKILL
-        resume = ["--resume"]
-    assert kills, "the run was over before it could be killed"
-
-    done = command(tmp_path, "--data", squares, *LONG, "--resume")
-    subprocess.run(done, check=True, capture_output=True)
-    ours, theirs = tmp_path / "test", unbroken / "test"
-    assert (ours / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
-    ours, theirs = (
-        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
-        for folder in (ours, theirs)
-    )
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_rows_after_the_last_checkpoint_are_dropped(script, tmp_path, squares, monkeypatch):

@@ -192,6 +192,46 @@ def test_memory_that_cannot_be_had_is_an_error_and_the_process_goes_on():
     assert 1 <= int(run_python(script)) <= 10
 
 
+def free_memory() -> int:
+    """In bytes, as Linux says; unknown is none."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    return sizes[0] << 10 if sizes else 0
+
+
+@needs_native
+@pytest.mark.skipif(free_memory() < 12 << 30, reason="needs 12 GiB of memory")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_more_than_2_to_the_31_pixels(dtype):
+    side, patch, border = 46_400, 64, 16
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.zeros(1, 1, side, side, dtype=dtype) for _ in range(2))
+    assert x.numel() > 2**31
+    # equal but for patches at the corners and in the middle, each with a border in which it ends
+    corners = [(i, j) for i in (0, side - patch) for j in (0, side - patch)]
+    places, expected = [], 0.0
+    for i, j in [*corners, (side // 2, side // 3)]:
+        inside = (..., slice(i, i + patch), slice(j, j + patch))
+        around = (..., slice(max(i - border, 0), i + patch + border))
+        around = (*around, slice(max(j - border, 0), j + patch + border))
+        for image in (x, y):
+            image[inside] = torch.rand(patch, patch, generator=generator).to(dtype)
+        part = x[around].clone().requires_grad_()
+        loss = ssim_fused.ssim_loss(part, y[around].clone(), reduction="sum")
+        loss.backward()
+        expected += loss.item()
+        places.append((around, part.grad))
+    x.requires_grad_()
+    loss = ssim_fused.ssim_loss(x, y, reduction="sum")
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=2 * torch.finfo(dtype).eps)
+    for around, grad in places:
+        assert relative_error(x.grad[around].double(), grad.double()) <= 2 * torch.finfo(dtype).eps
+    for row in range(border + patch, side // 2 - border, 997):  # elsewhere nothing was written
+        assert not x.grad[..., row, :].any()
+
+
 # ---- numbers ----
 
 

@@ -80,7 +80,7 @@ docs: $(VENV)/ready ## the documentation as a site, in site/
 figures: $(VENV)/built ## draw the documentation's figures again
 	$(BIN)/python -m docs_tools.figures
 
-wheel: $(VENV)/ready ## the one wheel, in dist/, with all CUDA kernels: an hour when it is run first
+wheel: $(VENV)/ready ## the one wheel, in dist/, with all CUDA kernels: a quarter of an hour when it is run first
 	$(BIN)/python release/build_wheel.py
 
 wheel-matrix: $(VENV)/ready ## that wheel in fresh environments of many Pythons and torches: gigabytes

@@ -3,7 +3,7 @@
 Builds with the environment's own torch, looks at what the native files ask of others
 (release/symbols.py), has auditwheel check and tag the wheel, and writes its sizes into
 docs/installing.md. ``--architectures`` names those of the CUDA kernels that are compiled ahead:
-"all" that a release has takes most of an hour of one core when it is run first.
+"all" that a release has takes a quarter of an hour of two cores when it is run first.
 """
 
 from __future__ import annotations

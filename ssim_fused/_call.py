@@ -182,4 +182,4 @@ def to_similarity(loss: Tensor, request: Request) -> Tensor:
         return 1 - loss
     if request.share is not None:
         return sum_from(request.share).squeeze() - loss
-    return math.prod(request.map_shape) - loss
+    return math.prod(request.map_shape()) - loss

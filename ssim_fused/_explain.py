@@ -30,7 +30,8 @@ def explain(
         device: ``"cpu"`` or ``"cuda"``, to ask for another device than the images are on.
 
     Returns:
-        One line: "native, ..." or "fallback (plain PyTorch): why", and what is done before.
+        In one line, which path serves the call, and what is done before ("native, ..." or
+        "fallback (plain PyTorch): why").
 
     Example:
         >>> explain(torch.rand(1, 3, 64, 64), padding="reflect")
@@ -54,6 +55,6 @@ def explain(
     parts = [path, f"{dtype}, converted to float32 first" if converts else dtype]
     if checked.padding in BORDERS:
         parts.append(f'border "{checked.padding}" as a copy with more pixels around it')
-    if reason is None and input.dtype in FLOATING and device == "cpu" and request.axes == 3:
+    if reason is None and input.dtype in FLOATING and device == "cpu" and request.axes() == 3:
         parts.append("gradients in two passes")
     return "; ".join(parts)

@@ -49,7 +49,7 @@ def _sum_expanded(value: Tensor, shape: Sequence[int], first: int) -> Tensor:
 
 def _shares(weight: Tensor, request: Request) -> Tensor:
     """Weights of windows, divided by their sum over what they are reduced to."""
-    reduction, shape = request.settings.reduction, request.map_shape
+    reduction, shape = request.settings.reduction, request.map_shape()
     if reduction != "sum":
         first = {"mean": 0, "image": 1, "channel": 2}[reduction]
         weight = weight / _sum_expanded(weight, shape, first)
@@ -58,8 +58,8 @@ def _shares(weight: Tensor, request: Request) -> Tensor:
 
 def _check_images_count(weight: Tensor, request: Request, what: str) -> None:
     """Every image has windows that count, or an error that names those that have none."""
-    n, c = request.map_shape[:2]
-    planes = _sum_expanded(weight, request.map_shape, 2).flatten(1).expand(n, c)
+    n, c = request.map_shape()[:2]
+    planes = _sum_expanded(weight, request.map_shape(), 2).flatten(1).expand(n, c)
     # where each channel has a value, the lightest decides
     sums = planes.amin(1) if request.settings.reduction == "channel" else planes.sum(1)
     verify(sums > 0, lambda: f"{what} in images {(sums <= 0).nonzero().flatten().tolist()}")
@@ -67,7 +67,7 @@ def _check_images_count(weight: Tensor, request: Request, what: str) -> None:
 
 def with_weight(request: Request, weight: Tensor) -> Request:
     image, settings = request.input, request.settings
-    check_beside("weight", weight, image, request.map_shape[2:])
+    check_beside("weight", weight, image, request.map_shape()[2:])
     if settings.reduction == "none":
         raise ValueError("weight needs a reduction, got 'none'")
     weight = weight.to(accumulate_dtype(image))
@@ -86,11 +86,11 @@ def with_mask(
     mask = mask.to(accumulate_dtype(image))
     verify((mask >= 0) & (mask <= 1), lambda: "mask must lie in [0, 1]")
     if outside.padding in BORDERS:
-        mask = _border.extend(mask, outside.pads(request.axes), outside.padding)
+        mask = _border.extend(mask, outside.pads(request.axes()), outside.padding)
     with full_precision(image):
         seen = filter_axes(mask, settings)
     counted = seen > threshold
-    coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape)
+    coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape())
     share = None
     if settings.reduction != "none":
         weights = counted.to(mask.dtype)
@@ -99,5 +99,5 @@ def with_mask(
         what = f"mask leaves no window with a weight above {threshold}"
         _check_images_count(weights, request, what)
         share = _shares(weights, request)
-    whole = request.map_shape[:2] + list(mask.shape[2:])
+    whole = request.map_shape()[:2] + list(mask.shape[2:])
     return request._replace(share=share, mask=mask.expand(whole), coverage=coverage)

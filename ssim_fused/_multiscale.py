@@ -153,6 +153,15 @@ def _factors(
     return losses
 
 
+def _are_far(losses: Tensor) -> bool:
+    """Whether all factors are far enough above 0, told without waiting for a device."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if type(losses) is not Tensor or losses.device.type != "cpu":
+        return False
+    return losses.detach().max().item() < 1 - LEAST
+
+
 def combine(losses: Tensor, betas: tuple[float, ...], normalize: str | None) -> Tensor:
     """1 - MS-SSIM of [scales, ...] losses of the factors, exact for small ones.
 
@@ -170,8 +179,11 @@ def combine(losses: Tensor, betas: tuple[float, ...], normalize: str | None) -> 
     if normalize == "simple":
         losses = losses / 2
     # factors s = 1 - loss; log(s) of those that are far enough above 0, to which powers apply
-    far = losses.clamp(max=1 - LEAST)
+    all_far = _are_far(losses)
+    far = losses if all_far else losses.clamp(max=1 - LEAST)
     power = -torch.expm1((exponents * torch.log1p(-far)).sum(0))
+    if all_far:  # what follows would change nothing
+        return power.to(dtype)
     # the least of the others, 0 <= s < LEAST, scales the product down to 0
     near = ((1 - losses) / LEAST).clamp(0, 1).amin(0)
     loss = torch.lerp(torch.ones_like(power), power, near)

@@ -40,14 +40,14 @@ def reduced_loss(request: Request) -> Tensor:
     if request.settings.reduction in ("mean", "sum"):
         if is_spread and request.settings.reduction == "mean" and request.share is None:
             total = request._replace(settings=request.settings._replace(reduction="sum"))
-            return scalar_loss(total) / math.prod(request.map_shape)
+            return scalar_loss(total) / math.prod(request.map_shape())
         return scalar_loss(request)
     return _apply(_MapLoss, *request)
 
 
 def image_terms(request: Request, term_weights: tuple[float, ...]) -> Tensor:
     """[4]: the weighted sum of SSIM loss, MSE and L1; and the three, unweighted."""
-    one_pass = request.mask is None and request.axes != 3
+    one_pass = request.mask is None and request.axes() != 3
     if why_reference(request) is not None or not one_pass or _is_spread(request):
         return reference.separate_terms(reduced_loss, request, term_weights)
     return scalar_loss(_to_float32(request) if in_float32(request) else request, term_weights)
@@ -229,7 +229,7 @@ def _per_plane(request: Request) -> Tensor:
 def _windows(request: Request) -> int:
     """How many windows a plane has."""
     count = 1
-    for length in request.map_shape[2:]:
+    for length in request.map_shape()[2:]:
         count *= length
     return count
 
@@ -268,7 +268,7 @@ class _MapLoss(torch.autograd.Function):
             if request.share is None:
                 planes = input.shape[1] if ctx.settings.reduction == "image" else 1
                 grad_map = grad_map / (planes * _windows(request))
-            grad_map = grad_map[(..., *(None,) * request.axes)].expand(request.map_shape)
+            grad_map = grad_map[(..., *(None,) * request.axes())].expand(request.map_shape())
             if request.share is not None:
                 grad_map = grad_map * request.share
         need_input, need_target = ctx.needs_input_grad[:2]
@@ -350,7 +350,7 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     image, with zero.
     """
     native = why_reference(request) is None and request.input.device.type == "cpu"
-    if not native or request.axes != 2:
+    if not native or request.axes() != 2:
         return reference.pooled_scale(reduced_loss, request, offset)
     enabled = torch.is_grad_enabled()
     needed = [enabled and image.requires_grad for image in (request.input, request.target)]

@@ -77,9 +77,9 @@ def no_kernel(request: Request, device: str) -> str | None:
     if device == "cuda":
         if request.mask is not None:
             return "masks have no CUDA kernel"
-        if max(request.settings.taps(request.axes)) > CUDA_MOST_TAPS:
+        if max(request.settings.taps(request.axes())) > CUDA_MOST_TAPS:
             return f"the CUDA kernels serve windows of at most {CUDA_MOST_TAPS} taps"
-        if request.axes == 3:
+        if request.axes() == 3:
             if request.share is not None:
                 return "weights of windows have no CUDA kernel for volumes"
             if request.input.dtype in WHOLE:
@@ -113,7 +113,7 @@ def in_float32(request: Request, device: str | None = None) -> bool:
     if request.input.dtype in (torch.float32, torch.float64):
         return False
     device = device or request.input.device.type
-    general = request.axes == 3 or request.settings.taps(request.axes) != [11, 11]
+    general = request.axes() == 3 or request.settings.taps(request.axes()) != [11, 11]
     if device == "cpu" and (general or request.mask is not None):
         return True
     return request.share is not None and request.input.dtype == torch.float16

@@ -23,12 +23,11 @@ class Request(NamedTuple):
     # like share: 1 / (filtered mask), and 0 where a window does not count
     coverage: Tensor | None = None
 
-    @property
+    # methods, as torch.compile sees no properties of tuples before torch 2.11
     def axes(self) -> int:
         """How many spatial axes."""
         return self.input.dim() - 2
 
-    @property
     def map_shape(self) -> list[int]:
         """Shape of the map."""
         return [*self.input.shape[:2], *self.settings.map_size(self.input.shape[2:])]

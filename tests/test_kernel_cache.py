@@ -15,7 +15,7 @@ from ssim_fused import _kernel_cache, _kernels
 from ssim_fused._kernel_cache import Cache
 from ssim_fused._nvrtc import Compiled
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(_kernels.__file__).parent
 KERNEL = Compiled("_Z6kernelv", bytes(range(256)) * 40)
 
 
@@ -156,7 +156,7 @@ print(seen)
 
 def test_processes_that_write_one_entry_at_once(tmp_path):
     """A reader sees one writer's entry, whole, however they overlap."""
-    command = [sys.executable, "-c", WRITER, str(ROOT / "ssim_fused"), str(tmp_path)]
+    command = [sys.executable, "-c", WRITER, str(PACKAGE), str(tmp_path)]
     running = [
         subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for i in range(4)

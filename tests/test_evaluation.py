@@ -10,9 +10,11 @@ import struct
 import zlib
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import ssim_fused
 
@@ -160,6 +162,53 @@ def test_a_bad_picture_is_named(tmp_path, case):
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    """The bytes of a file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    names = [f"p{suffix}" for suffix in (".png", ".jpg", ".tif", ".webp", ".npy")]
+    return {name: save(folder / name, picture((9, 11))).read_bytes() for name in names}
+
+
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "cut", "insert", "repeat"]),
+        st.floats(0, 1),  # where, as a share of the file
+        st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"])
+        | st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def spoil(data: bytes, edits) -> bytes:
+    for how, where, content in edits:
+        at = int(where * len(data))
+        rest = {"put": at + len(content), "cut": at + 7 * len(content)}.get(how, at)
+        more = {"cut": b"", "repeat": data[at : at + 32]}.get(how, content)
+        data = data[:at] + more + data[rest:]
+    return data
+
+
+@hypothesis.settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@hypothesis.given(data=st.data(), edits=edits)
+def test_spoiled_files_are_pictures_or_errors(whole_files, tmp_path_factory, data, edits):
+    name = data.draw(st.sampled_from(sorted(whole_files)))
+    path = tmp_path_factory.getbasetemp() / f"spoiled{name}"
+    path.write_bytes(spoil(whole_files[name], edits))
+    try:
+        found, error = read_picture(path, max_pixels=100_000), None
+    except PictureError as caught:
+        found, error = None, str(caught)
+    if found is None:
+        assert error.startswith(f"{path}: ")
+        assert "\n" not in error
+    else:
+        assert found.ndim == 3
+        assert 0 < found.shape[0] * found.shape[1] <= 100_000
 
 
 # ---- one pair ----

@@ -16,7 +16,7 @@ from tables import (
 )
 
 import ssim_fused
-from ssim_fused import reference
+from ssim_fused import _paths, reference
 
 PATHS = {"fused": ssim_fused, "reference": reference}
 REDUCTIONS = ["mean", "sum", "image", "none"]
@@ -131,7 +131,9 @@ def test_expanded_images_and_gradients():
     many = x.expand(3, 2, 30, 40)
     loss = ssim_fused.ssim_loss(many, y.expand(3, 2, 30, 40), reduction="none")
     single = ssim_fused.ssim_loss(x, y, reduction="none")
-    assert torch.equal(loss, single.expand_as(loss))
+    # the fallback's convolutions are not the same for every size of a batch, to the last digit
+    digits = 0.0 if _paths.cpu_reason is None else 1e-12
+    torch.testing.assert_close(loss, single.expand_as(loss), rtol=digits, atol=digits)
     # sum() sends an expanded gradient, all strides zero
     x.requires_grad_()
     ssim_fused.ssim_loss(x, y, reduction="none").sum().backward()

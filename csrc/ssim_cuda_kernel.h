@@ -124,11 +124,11 @@ void set_terms(Problem<A>& p, const double* weight, double multiplied, A* parts,
 
 // whole numbers: values and maps only
 template <typename T>
-constexpr bool kHasGradient = true;
+inline constexpr bool kHasGradient = true;
 template <>
-constexpr bool kHasGradient<uint8> = false;
+inline constexpr bool kHasGradient<uint8> = false;
 template <>
-constexpr bool kHasGradient<uint16> = false;
+inline constexpr bool kHasGradient<uint16> = false;
 
 // Is a kernel without the rest compiled too? Not where it would hardly be faster, nor for tasks
 // that sum nothing: they have no more than the kind to look at.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import secrets
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -39,7 +40,7 @@ def build(source: str, flags: list[str], csrc: Path = CSRC) -> Path:
     if not built.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         command = ["c++", "-std=c++20", *WARNINGS, *flags, f"-I{csrc}", f"-I{HERE}"]
-        scratch = built.with_suffix(f".{hashlib.sha256(str(csrc).encode()).hexdigest()[:8]}")
+        scratch = built.with_suffix(f".{secrets.token_hex(4)}")  # many may build it at once
         subprocess.run([*command, str(HERE / source), "-o", str(scratch)], check=True)
         scratch.replace(built)
     return built

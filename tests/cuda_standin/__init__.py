@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import secrets
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ def _build(name: str, sources: list[Path], flags: list[str]) -> Path:
     built = CACHE / hashlib.sha256(text).hexdigest()[:16] / name
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
-        scratch = built.with_suffix(".making")
+        scratch = built.with_suffix(f".{secrets.token_hex(4)}")  # many may build it at once
         command = ["c++", "-std=c++20", "-O0", "-shared", "-fPIC", "-fvisibility=hidden", *flags]
         subprocess.run([*command, *map(str, sources), "-o", str(scratch)], check=True)
         scratch.replace(built)

@@ -24,7 +24,7 @@ from ._checks import (
     nonnegative,
 )
 from ._distributed import constants, is_spread
-from ._request import Request, accumulate_dtype
+from ._request import Request, accumulate_dtype, can_be_read
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -155,9 +155,7 @@ def _factors(
 
 def _are_far(losses: Tensor) -> bool:
     """Whether all factors are far enough above 0, told without waiting for a device."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if type(losses) is not Tensor or losses.device.type != "cpu":
+    if not can_be_read(losses) or torch._C._are_functorch_transforms_active():
         return False
     return losses.detach().max().item() < 1 - LEAST
 

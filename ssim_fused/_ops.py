@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _distributed, reference
 from ._checks import Settings, single_window
 from ._paths import in_float32, why_reference
-from ._request import KINDS, PLANE, REDUCED_TO, SUM, Request, accumulate_dtype, is_half
+from ._request import KINDS, PLANE, REDUCED_TO, SUM, Request, accumulate_dtype, can_be_read, is_half
 
 
 def _is_spread(request: Request) -> bool:
@@ -99,15 +99,15 @@ def _is_batched(value: Tensor) -> bool:
 
 def _is_one(grad_value: Tensor) -> bool:
     """Whether multiplying would change nothing, told without waiting for a device."""
-    if torch.compiler.is_compiling() or grad_value.device.type != "cpu":
-        return False
-    return type(grad_value) is Tensor and grad_value.item() == 1.0
+    return can_be_read(grad_value) and grad_value.item() == 1.0
 
 
-def _is_last_backward() -> bool:
-    """Whether what was saved is freed after this backward (no retain_graph)."""
+def _may_write_to_saved(*grads: Tensor | None) -> bool:
+    """Whether nobody asks again for what was saved: no retain_graph, one gradient and not many."""
     kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return kept is not None and not torch.compiler.is_compiling() and not kept()
+    if kept is None or torch.compiler.is_compiling() or kept():
+        return False
+    return not any(_is_batched(grad) for grad in grads if grad is not None)
 
 
 def _differentiable_gradients(
@@ -207,7 +207,7 @@ class _ScalarLoss(torch.autograd.Function):
             planes = input.shape[0] * input.shape[1]
             grad_value = grad_value / (planes * _windows(Request(input, target, settings)))
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
-        last = _is_last_backward() and not _is_batched(grad_value)
+        last = _may_write_to_saved(grad_value)
         if last and _is_one(grad_value):
             return grad_input, grad_target, *(None,) * 7
         scale = torch.Tensor.mul_ if last else torch.mul
@@ -325,7 +325,7 @@ class _ScaleLoss(torch.autograd.Function):
         grad_planes, *grad_pooled = grads
         if grad_planes is None:
             grad_planes = input.new_zeros(input.shape[:2])
-        last = _is_last_backward() and not any(_is_batched(g) for g in grads if g is not None)
+        last = _may_write_to_saved(*grads)
         gradients = (
             None if grad is None else _unpool(grad, grad_planes, from_half, ctx.offset, last)
             for grad, from_half in zip(made, grad_pooled)

@@ -51,3 +51,10 @@ def is_half(image: Tensor) -> bool:
 def accumulate_dtype(image: Tensor) -> torch.dtype:
     """What an image is computed in."""
     return torch.float64 if image.dtype == torch.float64 else torch.float32
+
+
+def can_be_read(value: Tensor) -> bool:
+    """Whether its numbers are at hand: no device to wait for, and no trace that they would end."""
+    if torch.compiler.is_compiling() or value.device.type != "cpu":
+        return False
+    return type(value) is Tensor

@@ -161,13 +161,11 @@ def cuda_library(build: Path, library: Path, torch: Path) -> str:
 
 # ---- the source of the CUDA kernels, and kernels compiled ahead ----
 
-KERNELS = ("ssim_cuda_kernel.h", "ssim_cuda_volume_kernel.h")
-
 
 def kernel_headers() -> set[str]:
     """The kernels' headers, and what they include of ours."""
     found: set[str] = set()
-    left = [*KERNELS]
+    left = [path.name for path in (ROOT / "csrc").glob("ssim_cuda*kernel.h")]
     while left:
         name = left.pop()
         found.add(name)

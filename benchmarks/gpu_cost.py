@@ -65,7 +65,7 @@ int main(int, char** a) {
   using namespace ssim_fused;
   const Task task = static_cast<Task>(std::atoi(a[1]));
   const Geometry g = choose_geometry(std::atoi(a[2]), std::atoi(a[3]), std::atoi(a[4]),
-                                     std::atoi(a[5]), 11, 11, false, task, 4,
+                                     std::atoi(a[5]), 11, 11, false, false, task, 4,
                                      std::atoi(a[6]));
   std::printf("%d %d %d %d %d %d %d %lld %d %d %d %d %d %d", static_cast<int>(g.layout), g.tiles,
               g.tile_w, g.bands, g.band_h, g.planes, g.threads, g.blocks, g.shared_words() * 4,

@@ -142,12 +142,6 @@ Image checked(const Tensor& t, const char* name, const Shape& shape, const Tenso
   return image_of(t);
 }
 
-void check_pool_offset(const std::vector<int64_t>& offset) {
-  STD_TORCH_CHECK(offset.size() == 2 && (offset[0] == 0 || offset[0] == 1) &&
-                      (offset[1] == 0 || offset[1] == 1),
-                  "ssim_fused: pool_offset must be two numbers, each 0 or 1");
-}
-
 // the types that the kernel has for a problem: see run_typed in ssim_cpu_kernel.cpp
 void check_type(const Problem& p) {
   const bool fast = p.y.taps == 11 && p.x.taps == 11 && !p.is_general();
@@ -477,7 +471,7 @@ std::tuple<Tensor, Tensor> loss_backward_cpu(Tensor grad_map, Tensor input, Tens
 
 // One scale of MS-SSIM in one pass: the mean of each plane, [N, C], its gradients where they are
 // asked for, and both images at half their size, means of 2 x 2 pixels, in the accumulation type.
-// pool_offset: for y and x, 1 where the first mean begins one pixel before the image, with zero.
+// pool_offset: see half_shape.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_pool_cpu(
     Tensor input, Tensor target, std::vector<int64_t> pool_offset, std::vector<double> window,
     std::vector<int64_t> taps, double data_range, double k1, double k2, bool valid, int64_t kind,
@@ -486,14 +480,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_pool_cpu(
   Problem p = make_problem(input, target, settings);
   check_type(p);
   STD_TORCH_CHECK(!p.is_general(), "ssim_fused: only images are pooled");
-  check_pool_offset(pool_offset);
+  const Shape half = half_shape(input, pool_offset);
   p.pool_y = pool_offset[0];
   p.pool_x = pool_offset[1];
-  p.pooled_h = (p.h + p.pool_y) / 2;
-  p.pooled_w = (p.w + p.pool_x) / 2;
+  p.pooled_h = half[2];
+  p.pooled_w = half[3];
   const ScalarType type = accumulate_type(input);
-  const Shape shape{p.n, p.c, p.pooled_h, p.pooled_w};
-  Tensor pooled_input = make_tensor(shape, type), pooled_target = make_tensor(shape, type);
+  Tensor pooled_input = make_tensor(half, type), pooled_target = make_tensor(half, type);
   p.grad_scale = 1 / static_cast<double>(map_pixels(p));
   if (grad_input || grad_target) check_has_gradient(input);
   const auto [to_input, to_target] = make_gradients(p, input, target, grad_input, grad_target);
@@ -547,9 +540,8 @@ Image row_of(const Image& image, int64_t n, int64_t c, int64_t y, int64_t bytes)
 // out, which may be grad itself.
 void unpool(const Tensor& grad, const Tensor& factor, const Optional& grad_pooled,
             const std::vector<int64_t>& pool_offset, const Tensor& out) {
-  check_pool_offset(pool_offset);
+  const Shape half = half_shape(grad, pool_offset);
   const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
-  const Shape half{n, c, (h + pool_offset[0]) / 2, (w + pool_offset[1]) / 2};
   STD_TORCH_CHECK(shape_of(factor) == Shape({n, c}) && factor.is_cpu() &&
                       factor.scalar_type() == grad.scalar_type(),
                   "ssim_fused: factor must be (N, C), like grad");
@@ -573,21 +565,6 @@ void unpool(const Tensor& grad, const Tensor& factor, const Optional& grad_poole
   torch::stable::parallel_for(0, n * c * h, 1 + kPixelsPerThread / w, [&](int64_t a, int64_t b) {
     is_double ? rows.template operator()<double>(a, b) : rows.template operator()<float>(a, b);
   });
-}
-
-// whether no two pixels are in one place, told by strides that leave room for the axes inside
-bool has_own_pixels(const Tensor& image) {
-  std::vector<std::pair<int64_t, int64_t>> axes;  // stride and length
-  for (int64_t axis = 0; axis < image.dim(); ++axis) {
-    if (image.size(axis) > 1) axes.emplace_back(image.stride(axis), image.size(axis));
-  }
-  std::sort(axes.begin(), axes.end());
-  int64_t room = 1;
-  for (const auto& [stride, length] : axes) {
-    if (stride < room) return false;
-    room += stride * (length - 1);
-  }
-  return true;
 }
 
 void check_grad(const Tensor& grad) {

@@ -463,22 +463,28 @@ class Item {
   // variance large: there is nothing to gain, and a pivot would cost digits of the mean.
   void choose_pivot() {
     pivot_input_ = pivot_target_ = pivot_v_ = 0;
-    if (p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps) return;
+    const bool is_small = p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps;
+    if (is_small && p_.mask.data == nullptr) return;
     // not the item's slice: all slices of a gradient have one pivot
-    const int64_t mid_z = p_.d / 2;
-    const int64_t mid_y = smaller((y0_ + y1_) / 2, p_.h - 1);
-    const int64_t mid_x = smaller((x0_ + x1_) / 2, p_.w - 1);
-    const auto centre = [&](auto* image, const Image& of) {
-      return to_arithmetic(image[mid_z * of.stride_d + mid_y * of.stride_h + mid_x * of.stride_w]);
+    int64_t z = p_.d / 2;
+    int64_t y = smaller((y0_ + y1_) / 2, p_.h - 1), x = smaller((x0_ + x1_) / 2, p_.w - 1);
+    const auto pixel = [&](auto* image, const Image& of) {
+      return to_arithmetic(image[z * of.stride_d + y * of.stride_h + x * of.stride_w]);
     };
     if constexpr (kGeneral) {
-      // a masked pixel has no part in anything
-      if (p_.mask.data && !(centre(plane<const A>(p_.mask, n_, c_), p_.mask) > 0)) return;
+      // a masked pixel has no part in anything: one of some others
+      const A* mask = p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
+      for (int k = 1; mask != nullptr && !(pixel(mask, p_.mask) > 0); ++k) {
+        if (k == kPivotTries) return;
+        z = part_of(int64_t{0}, p_.d, k);
+        y = smaller(part_of(y0_, y1_, k), p_.h - 1);
+        x = smaller(part_of(x0_, x1_, k), p_.w - 1);
+      }
     }
-    const A x = centre(input_, p_.input), y = centre(target_, p_.target);
-    pivot_input_ = finite_or_zero(x);
-    pivot_target_ = finite_or_zero(y);
-    pivot_v_ = finite_or_zero(x - y);
+    const A a = pixel(input_, p_.input), b = pixel(target_, p_.target);
+    pivot_input_ = finite_or_zero(a);
+    pivot_target_ = finite_or_zero(b);
+    pivot_v_ = finite_or_zero(a - b);
   }
 
   // ---- pixels ----

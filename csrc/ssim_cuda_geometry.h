@@ -17,7 +17,7 @@ enum class Layout {
   streaming,  // 11 taps along both axes: a thread goes down a column, earlier rows in its registers
   tile,       // 11 taps along both axes: a tile in one step, for small pictures: many threads with
               // little to do each
-  any,        // any taps, any type: a thread goes down a column, earlier rows read again
+  any,        // any taps, any type, masks: a thread goes down a column, earlier rows read again
 };
 
 SSIM_HOST_DEVICE constexpr int most_threads(Layout layout) {
@@ -226,9 +226,9 @@ inline bool fits(const Geometry& g) {
 }
 
 // The cut with the least cost, for images of n x c planes; blocks is 0 where none fits (a window of
-// more than kMostTaps). Depends on the shape and the device alone, so sums do, too.
+// more than kMostTaps). Depends on the call and the device alone, so sums do, too.
 inline Geometry choose_geometry(int n, int c, int h, int w, int taps_y, int taps_x, bool valid,
-                                Task task, int word_bytes, int multiprocessors) {
+                                bool masked, Task task, int word_bytes, int multiprocessors) {
   Geometry best{};
   double least_cost = 0;
   Geometry g{};
@@ -247,7 +247,7 @@ inline Geometry choose_geometry(int n, int c, int h, int w, int taps_y, int taps
   if (most(taps_y, taps_x) > kMostTaps || planes > 0x7fffffff) return best;
   const int maps = derivative_maps(task);
   const int height = maps > 0 ? h : g.out_h, width = maps > 0 ? w : g.out_w;
-  const bool fast = serves_fast(taps_y, taps_x, word_bytes);
+  const bool fast = !masked && serves_fast(taps_y, taps_x, word_bytes);
   constexpr Layout kLayouts[] = {Layout::streaming, Layout::tile, Layout::any};
   for (Layout layout : kLayouts) {
     if ((layout != Layout::any) != fast) continue;

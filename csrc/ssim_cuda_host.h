@@ -39,14 +39,19 @@ inline int device_of(const Tensor&) { return 0; }
 // the images or volumes and settings of one call, checked: whatever could lead out of bounds
 struct Call {
   Tensor input, target;
+  const Optional &mask, &coverage;
   const Settings& settings;
   std::vector<std::span<const double>> windows;  // along the last axes
   Kind kind;
 
   Call(const Tensor& input, const Tensor& target, const Optional& mask, const Optional& coverage,
        const Settings& settings)
-      : input(input), target(target), settings(settings), kind(kind_of(settings.kind)) {
-    STD_TORCH_CHECK(!mask && !coverage, "ssim_fused: masks are not native on CUDA");
+      : input(input),
+        target(target),
+        mask(mask),
+        coverage(coverage),
+        settings(settings),
+        kind(kind_of(settings.kind)) {
     check_images(input, target, settings);
     STD_TORCH_CHECK(on_cuda(input) && on_cuda(target) && device_of(input) == device_of(target),
                     "ssim_fused: input and target must be on one CUDA device");
@@ -60,6 +65,11 @@ struct Call {
                       kMostTaps, " taps");
       STD_TORCH_CHECK(out_size(axis) > 0, "ssim_fused: the window is larger than the images");
     }
+    STD_TORCH_CHECK(mask.has_value() == coverage.has_value(),
+                    "ssim_fused: a mask comes with its coverage");
+    if (!mask) return;
+    check_beside(*mask, "mask", shape_of(input));
+    check_beside(*coverage, "coverage", map_shape());
   }
 
   int axes() const { return static_cast<int>(input.dim()) - 2; }
@@ -81,10 +91,9 @@ struct Call {
   }
   double planes() const { return static_cast<double>(input.size(0)) * input.size(1); }
 
-  // is it of the map's shape, in the accumulation type, where the images are?
-  void check_per_window(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(shape_of(t) == map_shape(), "ssim_fused: ", name,
-                    " must have the shape of the map");
+  // is it in the accumulation type, where the images are?
+  void check_beside(const Tensor& t, const char* name, const Shape& shape) const {
+    STD_TORCH_CHECK(shape_of(t) == shape, "ssim_fused: ", name, " has the wrong shape");
     STD_TORCH_CHECK(
         t.scalar_type() == accumulate_type(input) && on_cuda(t) && device_of(t) == device_of(input),
         "ssim_fused: ", name, " must be of the accumulation type, on the images' device");
@@ -100,6 +109,8 @@ struct Outputs {
   double value_scale = 1, grad_scale = 1;
   const TermWeights* terms = nullptr;  // of a mean; in place of the scales, see set_terms
   double multiplied = 1;
+  Tensor *pooled_input = nullptr, *pooled_target = nullptr;  // images at half their size
+  int pool_y = 0, pool_x = 0;
 };
 
 void launch_volume(Task task, const Call& call, const Outputs& out);
@@ -213,6 +224,12 @@ void set_problem(AnyProblem<A>& p, const Call& call, const Outputs& out, Stream 
   if (out.weight != nullptr) {
     p.weight = static_cast<const A*>(out.weight->data_ptr());
     set_strides(*out.weight, p.weight_stride);
+  }
+  if (call.mask) {
+    p.mask = static_cast<const A*>(call.mask->data_ptr());
+    p.coverage = static_cast<const A*>(call.coverage->data_ptr());
+    set_strides(*call.mask, p.mask_stride);
+    set_strides(*call.coverage, p.coverage_stride);
   }
   if (out.map != nullptr) p.map = out.map->data_ptr();
   if (out.grad_input != nullptr) {

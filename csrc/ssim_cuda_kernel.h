@@ -21,7 +21,8 @@
 //                rows and 2 windows each, so every warp's way through the four phases is short.
 //     any        as streaming, with a number of taps that only the launch knows: rows are read
 //     again
-//                from memory and from a shared history in place of registers. Also for double.
+//                from memory and from a shared history in place of registers. Also for double, and
+//                for masked images.
 //
 // Counted for streaming, 11 taps and float32, for each pixel of a gradient, halos left out: 154
 // multiply-adds and about as many other instructions; 24 words of shared memory read (14 by
@@ -39,9 +40,10 @@
 // atomic. Offsets are 64-bit.
 //
 // What only some calls ask for is compiled apart, so that the plain loss does not carry it: other
-// maps than 1 - SSIM, weights of the windows in a sum, and the sums of (x - y)^2 and |x - y| (the
-// terms) with their gradients. A block adds the terms of its own pixels, which it reads once more,
-// from a cache: for a gradient where it is combined with u and v, for a value after each step.
+// maps than 1 - SSIM, weights of the windows in a sum, the sums of (x - y)^2 and |x - y| (the
+// terms) with their gradients, and the images at half their size, for the next scale of MS-SSIM. A
+// block takes them of its own pixels, which it reads once more, from a cache: the terms for a
+// gradient where it is combined with u and v, all else after each step.
 #pragma once
 
 #include "dtypes.h"
@@ -78,12 +80,19 @@ struct Problem {
   Int64 grad_input_stride[4], grad_target_stride[4];
   A c1, c2, inverse_range, grad_scale;
   A grad_square, grad_distance;  // gradient of the value by x: times x - y, times its sign
+  // [N, C, (H + pool_y) / 2, (W + pool_x) / 2], contiguous: means of 2 x 2 pixels; null without
+  A *pooled_input, *pooled_target;
+  int pool_y, pool_x;  // 1 where the first mean begins one pixel before the image, with zero
+  const A* mask;       // [N, C, H, W]: how much of each pixel is seen; or null
+  const A* coverage;   // [N, C, OH, OW]: 1 / how much a window sees; 0 where that does not count
+  Int64 mask_stride[4], coverage_stride[4];
   Kind kind;
   A window_y[kMostTaps], window_x[kMostTaps];
 
   // what every kernel can do
   SSIM_HOST_DEVICE bool is_plain() const {
-    return kind == Kind::ssim && weight == nullptr && term_parts == nullptr;
+    return kind == Kind::ssim && weight == nullptr && term_parts == nullptr &&
+           pooled_input == nullptr;
   }
 };
 
@@ -232,9 +241,14 @@ class Block {
   static constexpr int kReads = kRows + kHalo;  // rows of a column that a thread needs
   enum { kMeanU, kMeanV, kSquareU, kSquareV };
 
+  struct Rows {
+    int from, to;
+  };
+
   // a column of pixels of one plane
   struct Column {
     const T *input, *target;  // row 0
+    const A* mask;            // of Layout::any, where there is one
     T *grad_input, *grad_target;
     A pivot_input, pivot_target, pivot_v;
   };
@@ -309,6 +323,9 @@ class Block {
       if constexpr (kMaps == 0) {
         if (has_terms()) add_own_pixels(y);
       }
+      if constexpr (kExtra && kSums) {
+        if (p_.pooled_input != nullptr) halve_own_pixels(y);
+      }
     }
     // a tile's one step ends here, while the sums are on their way; but terms come from it
     if constexpr (kMaps > 0 && kIsTile && kExtra) filter_derivatives_down(first_y_);
@@ -335,6 +352,7 @@ class Block {
   // what the compiler leaves out of a plain kernel
   SSIM_DEVICE Kind kind() const { return kExtra ? p_.kind : Kind::ssim; }
   SSIM_DEVICE bool has_terms() const { return kExtra && kSums && p_.term_parts != nullptr; }
+  SSIM_DEVICE bool has_mask() const { return kLayout == Layout::any && p_.mask != nullptr; }
   SSIM_DEVICE bool has_weight() const {
     return is_weighted(kTask) || (kExtra && kSums && p_.weight != nullptr);
   }
@@ -448,6 +466,7 @@ class Block {
         static_cast<const T*>(p_.input) + offset(slot, p_.input_stride) + x * p_.input_stride[3];
     c.target =
         static_cast<const T*>(p_.target) + offset(slot, p_.target_stride) + x * p_.target_stride[3];
+    c.mask = has_mask() ? p_.mask + offset(slot, p_.mask_stride) + x * p_.mask_stride[3] : nullptr;
     if constexpr (kMaps > 0) {
       c.grad_input = static_cast<T*>(p_.grad_input) + offset(slot, p_.grad_input_stride) +
                      x * p_.grad_input_stride[3];
@@ -460,12 +479,18 @@ class Block {
   }
 
   // The tile's centre pixel, taken away from all of it: bright flat areas keep their digits. Where
-  // every window reaches over the edge there is nothing to gain.
+  // every window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
     c.pivot_input = c.pivot_target = c.pivot_v = A(0);
-    if (g_.h <= halo_y() || g_.w <= halo_x()) return;
-    const int y = least((y0_ + y1_) / 2, g_.h - 1);
-    const int x = least((x0_ + x1_) / 2, g_.w - 1) - column_x;
+    if (!has_mask() && (g_.h <= halo_y() || g_.w <= halo_x())) return;
+    int y = least((y0_ + y1_) / 2, g_.h - 1), x = least((x0_ + x1_) / 2, g_.w - 1) - column_x;
+    if (has_mask()) {  // a masked pixel has no part in anything: one of some others
+      for (int k = 1; !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0)); ++k) {
+        if (k == kPivotTries) return;
+        y = least(part_of(y0_, y1_, k), g_.h - 1);
+        x = least(part_of(x0_, x1_, k), g_.w - 1) - column_x;
+      }
+    }
     const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
     const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
     c.pivot_input = finite_or_zero(a);
@@ -534,6 +559,15 @@ class Block {
     for (int i = 0; i < kCount; ++i) {
       sum_and_difference(c, to_arithmetic(a[i]), to_arithmetic(b[i]), u[i], v[i]);
     }
+  }
+
+  // How much of row y of a column is seen; of what is not, u and v are 0, whatever the pixel holds.
+  // Outside the image nothing is.
+  SSIM_DEVICE A seen(const Column& c, int y, A& u, A& v) const {
+    if (!has_mask()) return A(1);
+    const A share = y >= 0 && y < g_.h ? c.mask[y * p_.mask_stride[2]] : A(0);
+    if (!(share > A(0))) u = v = A(0);
+    return share;
   }
 
   // and x - y, of which no pivot is taken away
@@ -664,12 +698,13 @@ class Block {
     for (int row = 0; row < halo_y() + kRows; ++row) {
       A u, v;
       pixels<1>(c, y + row, &u, &v);
+      const A share = seen(c, y + row, u, v);
 #pragma unroll
       for (int map = 0; map < 4; ++map) {
+        const A x = share * statistic(map, u, v);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          if (row >= i && row - i <= halo_y())
-            out[map][i] += tap_y<false>(row - i) * statistic(map, u, v);
+          if (row >= i && row - i <= halo_y()) out[map][i] += tap_y<false>(row - i) * x;
         }
       }
     }
@@ -680,7 +715,7 @@ class Block {
     }
   }
 
-  // pixels left and right of the image are constant: zero, less the pivot
+  // pixels left and right of the image are constant: zero, less the pivot; or masked
   SSIM_DEVICE void fill_outside() {
     const int start = windows_from_, left = pixels_from_ - start, right = pixels_to_;
     const int outside = left + windows_to_ + halo_x() - right;
@@ -692,7 +727,7 @@ class Block {
       const int row = quotient(item, by_outside), i = item - row * outside;
       const int slot = g_.planes == 1 ? 0 : row / step();
       A* to = moments_ + row * 4 * moments_row() + (i < left ? start + i : right + i - left);
-      const A u = -pivot_u(slot), v = -pivot_v(slot);
+      const A u = has_mask() ? A(0) : -pivot_u(slot), v = has_mask() ? A(0) : -pivot_v(slot);
 #pragma unroll
       for (int map = 0; map < 4; ++map) to[map * moments_row()] = statistic(map, u, v);
     }
@@ -777,10 +812,17 @@ class Block {
 #pragma unroll
       for (int i = 0; i < kWindows; ++i) {
         if (static_cast<unsigned>(x + i) >= all) continue;
-        const Moments<A> m{filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i],
-                           filtered[kSquareV][i]};
+        A coverage = A(1);
+        if (has_mask()) {
+          coverage =
+              p_.coverage[offset(slot, p_.coverage_stride) + window_y * p_.coverage_stride[2] +
+                          (x + i) * p_.coverage_stride[3]];
+        }
+        const Moments<A> m{filtered[kMeanU][i] * coverage, filtered[kMeanV][i] * coverage,
+                           filtered[kSquareU][i] * coverage, filtered[kSquareV][i] * coverage};
         const Terms<A> t = terms<A>(m, pivot_u(slot), pivot_v(slot), p_.c1, p_.c2, A(0.5));
-        const A loss = kind() == Kind::ssim ? delta<A>(t) : delta<A>(t, kind(), A(1));
+        A loss = kind() == Kind::ssim ? delta<A>(t) : delta<A>(t, kind(), A(1));
+        if (has_mask() && !(coverage > A(0))) loss = A(0);
         A weight = A(1);
         if (has_weight()) {
           weight = p_.weight[offset(slot, p_.weight_stride) + window_y * p_.weight_stride[2] +
@@ -795,7 +837,8 @@ class Block {
         if constexpr (kMaps > 0) {
           Derivatives<A> d = kind() == Kind::ssim ? derivatives<A>(t, m, A(0.5))
                                                   : derivatives<A>(t, m, kind(), A(0.5), A(1));
-          if (has_weight()) {
+          if (has_weight() || has_mask()) {
+            weight *= coverage;
             d = {d.mean_u * weight, d.mean_v * weight, d.square_u * weight, d.square_v * weight};
           }
           out[0].lane[i] = kBoth ? d.mean_u : d.mean_u + d.mean_v;  // one gradient needs their sum
@@ -961,20 +1004,71 @@ class Block {
           sums.add(difference[i % kTermRows]);
           from_terms = gradient_of_terms(difference[i % kTermRows]);
         }
+        A share = A(1);
+        if (has_mask()) share = c.mask[(y + i) * p_.mask_stride[2]];
+        const auto of_seen = [&](A grad) { return share > A(0) ? share * grad : A(0); };
         const A from_u = filtered[0][i] + u[i] * filtered[1][i];
         A from_v = v[i] * filtered[2][i];
         if constexpr (kBoth) {
           from_v += filtered[3][i];
-          const A to_target = (from_u - from_v) * scale;
+          const A to_target = of_seen((from_u - from_v) * scale);
           from_arithmetic(kExtra && kSums ? to_target - from_terms : to_target, *grad_target);
         }
-        const A to_input = (from_u + from_v) * scale;
+        const A to_input = of_seen((from_u + from_v) * scale);
         from_arithmetic(kExtra && kSums ? to_input + from_terms : to_input, *grad_input);
       }
       grad_input += p_.grad_input_stride[2];
       if constexpr (kBoth) grad_target += p_.grad_target_stride[2];
     }
     if (has_terms()) term_sums_.add(sums);
+  }
+
+  // ---- a block's own pixels: each pixel of an image is one block's ----
+
+  // those that it comes to with windows [y, y + step); where the map is smaller than the image, the
+  // last band of a value takes the rows that are left
+  SSIM_DEVICE Rows own_rows(int y) const {
+    if constexpr (kMaps > 0) {
+      if (kIsTile) return {y0_, y1_};
+      return {most(y - g_.pad_y, y0_), least(y - g_.pad_y + step(), y1_)};
+    }
+    return {y, y + step() < last_y_ ? y + step() : y1_ == g_.out_h ? g_.h : y1_};
+  }
+
+  // columns from x0 on, the last tile as the last band
+  SSIM_DEVICE int own_columns() const {
+    return (kMaps == 0 && x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_;
+  }
+
+  // the means of 2 x 2 pixels of which the last one is among these
+  SSIM_DEVICE void halve_own_pixels(int y) const {
+    const Rows rows = own_rows(y);
+    const int first_i = (rows.from + p_.pool_y) / 2, first_j = (x0_ + p_.pool_x) / 2;
+    const int lines = (rows.to + p_.pool_y) / 2 - first_i;
+    const int columns = (x0_ + own_columns() + p_.pool_x) / 2 - first_j;
+    if (lines <= 0 || columns <= 0) return;
+    const int pooled_h = (g_.h + p_.pool_y) / 2, pooled_w = (g_.w + p_.pool_x) / 2;
+    Divider by_columns;
+    by_columns.set(columns);
+    const int items = planes_ * lines * columns, threads = g_.threads;
+    for (int item = thread(); item < items; item += threads) {
+      const int line = quotient(item, by_columns), j = first_j + item - line * columns;
+      const int slot = g_.planes == 1 ? 0 : line / lines, i = first_i + line - slot * lines;
+      const int top = 2 * i - p_.pool_y, left = 2 * j - p_.pool_x;
+      const Column c = column_at(slot, left);
+      const Int64 to = ((first_plane() + slot) * pooled_h + i) * pooled_w + j;
+      p_.pooled_input[to] = mean_of_four(c.input, p_.input_stride, top, left);
+      p_.pooled_target[to] = mean_of_four(c.target, p_.target_stride, top, left);
+    }
+  }
+
+  // `column`: row 0 of column x; before the image lies zero
+  SSIM_DEVICE static A mean_of_four(const T* column, const Int64 (&stride)[4], int y, int x) {
+    const auto at = [&](int below, int beside) {
+      if (y + below < 0 || x + beside < 0) return A(0);
+      return A(to_arithmetic(column[(y + below) * stride[2] + beside * stride[3]]));
+    };
+    return A(0.25) * ((at(0, 0) + at(0, 1)) + (at(1, 0) + at(1, 1)));
   }
 
   // ---- terms ----
@@ -984,11 +1078,10 @@ class Block {
     return p_.grad_square * difference + p_.grad_distance * sign;
   }
 
-  // The terms of a value: of the pixels beside its windows' places, and the last tile and band take
-  // those that are left where the map is smaller than the image.
+  // the terms of a value
   SSIM_DEVICE void add_own_pixels(int y) {
-    const int from = y, to = y + step() < last_y_ ? y + step() : y1_ == g_.out_h ? g_.h : y1_;
-    const int columns = (x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_, rows = to - from;
+    const auto [from, to] = own_rows(y);
+    const int columns = own_columns(), rows = to - from;
     if (columns == 0) return;
     Divider by_columns;
     by_columns.set(columns);

@@ -7,18 +7,27 @@
 namespace ssim_fused {
 namespace {
 
-VolumeGeometry geometry_of(const Call& call, Task task, int word_bytes) {
+VolumeGeometry geometry_of(const Call& call, bool any, Task task, int word_bytes) {
   const int sizes[3] = {call.size(2), call.size(3), call.size(4)};
   const int taps[3] = {call.taps(kZ), call.taps(kY), call.taps(kX)};
   const int sms = multiprocessors(device_of(call.input));
   const bool valid = call.settings.valid;
-  const std::array<int, 12> key{
-      call.size(0), call.size(1), sizes[0], sizes[1], sizes[2],
-      taps[0],      taps[1],      taps[2],  valid,    static_cast<int>(task),
-      word_bytes,   sms};
+  const std::array<int, 13> key{call.size(0),
+                                call.size(1),
+                                sizes[0],
+                                sizes[1],
+                                sizes[2],
+                                taps[0],
+                                taps[1],
+                                taps[2],
+                                valid,
+                                any,
+                                static_cast<int>(task),
+                                word_bytes,
+                                sms};
   return kept_geometry<VolumeGeometry>(key, [&] {
-    return choose_volume_geometry(call.size(0), call.size(1), sizes, taps, valid, task, word_bytes,
-                                  sms);
+    return choose_volume_geometry(call.size(0), call.size(1), sizes, taps, valid, any, task,
+                                  word_bytes, sms);
   });
 }
 
@@ -28,11 +37,13 @@ void launch(Task task, const Call& call, const Outputs& out) {
   const int device = device_of(call.input);
   const Stream stream = current_stream(device);
   VolumeProblem<A> p{};
-  p.g = geometry_of(call, task, sizeof(A));
+  const bool has_weight = !is_weighted(task) && out.weight != nullptr;
+  const bool any = call.mask || has_weight || !kHasGradient<T>;
+  p.g = geometry_of(call, any, task, sizeof(A));
   set_problem(p, call, out, stream);
   for (int axis = 0; axis < 3; ++axis) set_window(call.windows[axis], p.window[axis]);
 
-  dispatch_volume(task, p.g, [&]<bool kFast, Task kTask>() {
+  dispatch_volume<T>(task, p.g, [&]<bool kFast, Task kTask>() {
     static Kernel kernel("ssim_cuda_volume_kernel.h",
                          kernel_name<T>("volume_kernel", kFast, kTask));
     kernel.launch({device, stream, static_cast<unsigned>(p.g.blocks),
@@ -44,13 +55,8 @@ void launch(Task task, const Call& call, const Outputs& out) {
 }  // namespace
 
 void launch_volume(Task task, const Call& call, const Outputs& out) {
-  STD_TORCH_CHECK(is_weighted(task) || out.weight == nullptr,
-                  "ssim_fused: weights of a volume's windows are not native on CUDA");
   STD_TORCH_CHECK(out.terms == nullptr, "ssim_fused: mse and l1 of volumes are not native on CUDA");
-  by_type(call.input, [&]<typename T>() {
-    if constexpr (kHasGradient<T>) return launch<T>(task, call, out);
-    STD_TORCH_CHECK(false, "ssim_fused: volumes of whole numbers are not native on CUDA");
-  });
+  by_type(call.input, [&]<typename T>() { launch<T>(task, call, out); });
 }
 
 }  // namespace ssim_fused

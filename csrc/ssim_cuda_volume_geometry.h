@@ -47,12 +47,12 @@ SSIM_HOST_DEVICE constexpr bool volume_phases_fit(int bytes) {
 }
 static_assert(volume_phases_fit(4) && volume_phases_fit(8));
 
-constexpr int kPlaceBytes = 96;  // where a block works
+constexpr int kPlaceBytes = 112;  // where a block works
 // with other windows: threads, and blocks of them that registers leave room for
 constexpr int kAnyVolumeThreads = 256, kAnyVolumeBlocks = 2;
 
 struct VolumeGeometry {
-  bool fast;  // 11 taps along each axis
+  bool fast;  // 11 taps along each axis, and nothing that few calls ask for
   int n, c, size[3], out[3];
   int taps[3], pad[3];  // pad: zeros in front of each axis, (taps - 1) / 2 or 0
   int word_bytes;       // of the arithmetic: 4 or 8
@@ -147,13 +147,14 @@ inline bool fits(const VolumeGeometry& g) {
   return g.shared_words() * g.word_bytes <= kMostShared;
 }
 
+// any: for the kernel that serves all calls
 inline VolumeGeometry volume_geometry(int n, int c, const int (&size)[3], const int (&taps)[3],
-                                      bool valid, int word_bytes) {
+                                      bool valid, bool any, int word_bytes) {
   VolumeGeometry g{};
   g.n = n;
   g.c = c;
   g.word_bytes = word_bytes;
-  g.fast = true;
+  g.fast = !any;
   for (int axis = 0; axis < 3; ++axis) {
     g.size[axis] = size[axis];
     g.taps[axis] = taps[axis];
@@ -167,24 +168,24 @@ inline VolumeGeometry volume_geometry(int n, int c, const int (&size)[3], const 
 
 // Is there a launch for these windows? Whatever the shape: a block that makes one voxel is the
 // smallest.
-inline bool serves_volume(const int (&taps)[3], Task task, int word_bytes) {
+inline bool serves_volume(const int (&taps)[3], bool any, Task task, int word_bytes) {
   for (int length : taps) {
     if (length < 1 || length > kMostTaps || length % 2 == 0) return false;
   }
   const int voxel[3] = {1, 1, 1};
-  VolumeGeometry g = volume_geometry(1, 1, voxel, taps, false, word_bytes);
+  VolumeGeometry g = volume_geometry(1, 1, voxel, taps, false, any, word_bytes);
   complete(g, derivative_maps(task));
   return fits(g);
 }
 
-// The cut with the least cost; blocks is 0 where none fits. Depends on the shape and the device
+// The cut with the least cost; blocks is 0 where none fits. Depends on the call and the device
 // alone, so sums do, too.
 inline VolumeGeometry choose_volume_geometry(int n, int c, const int (&size)[3],
-                                             const int (&taps)[3], bool valid, Task task,
+                                             const int (&taps)[3], bool valid, bool any, Task task,
                                              int word_bytes, int multiprocessors) {
   VolumeGeometry best{};
-  if (!serves_volume(taps, task, word_bytes) || Int64(n) * c > 0x7fffffff) return best;
-  VolumeGeometry g = volume_geometry(n, c, size, taps, valid, word_bytes);
+  if (!serves_volume(taps, any, task, word_bytes) || Int64(n) * c > 0x7fffffff) return best;
+  VolumeGeometry g = volume_geometry(n, c, size, taps, valid, any, word_bytes);
   const int maps = derivative_maps(task);
   int length[3];
   for (int axis = 0; axis < 3; ++axis) length[axis] = maps > 0 ? g.size[axis] : g.out[axis];

@@ -48,7 +48,8 @@
 //
 // Windows of other lengths, which may differ by axis: along z first, read again from memory for
 // each slice of windows, then as above with bounds that the launch knows; unfinished gradients lie
-// in shared memory. A float64 with 11 taps has one window a thread and tiles of 6 x 6.
+// in shared memory. The same for what few calls ask for, whatever the window: masks, weights in a
+// sum, whole numbers. A float64 with 11 taps has one window a thread and tiles of 6 x 6.
 //
 // Sums: one for each block (a part); the block that finishes last adds them up in a fixed order, as
 // in ssim_cuda_kernel.h. Offsets are 64-bit.
@@ -65,7 +66,9 @@ struct VolumeProblem {
   VolumeGeometry g;
   const void* input;   // [N, C, D, H, W]
   const void* target;  // [N, C, D, H, W]
-  const A* weight;     // [N, C, OD, OH, OW], is_weighted tasks
+  const A* weight;     // [N, C, OD, OH, OW]: is_weighted tasks; sums where it is not null
+  const A* mask;       // [N, C, D, H, W]: how much of each voxel is seen; or null
+  const A* coverage;   // [N, C, OD, OH, OW]: 1 / how much a window sees; 0 where it does not count
   void* map;           // [N, C, OD, OH, OW], contiguous
   void* grad_input;    // [N, C, D, H, W]
   void* grad_target;   // [N, C, D, H, W]
@@ -73,7 +76,7 @@ struct VolumeProblem {
   A* value;            // value_scale * all of them; null where they are added up later
   unsigned* arrived;   // parts that are there: 0 before a launch, and again after it
   double value_scale;
-  Int64 input_stride[5], target_stride[5], weight_stride[5];
+  Int64 input_stride[5], target_stride[5], weight_stride[5], mask_stride[5], coverage_stride[5];
   Int64 grad_input_stride[5], grad_target_stride[5];
   A c1, c2, inverse_range, grad_scale;
   Kind kind;
@@ -83,11 +86,15 @@ struct VolumeProblem {
 #if !defined(__CUDACC_RTC__)
 
 // Calls launch.operator()<kFast, kTask>() with the kernel that serves a task.
-template <typename Launch>
+template <typename T, typename Launch>
 void dispatch_volume(Task task, const VolumeGeometry& g, Launch&& launch) {
   const auto with_taps = [&]<Task kTask>() {
-    if (g.fast) return launch.template operator()<true, kTask>();
-    launch.template operator()<false, kTask>();
+    if constexpr (kHasGradient<T>) {
+      if (g.fast) return launch.template operator()<true, kTask>();
+    }
+    if constexpr (kHasGradient<T> || derivative_maps(kTask) == 0) {
+      launch.template operator()<false, kTask>();
+    }
   };
   switch (task) {
     case Task::value:
@@ -117,7 +124,7 @@ struct Place {
   // windows that it needs, which start outside the map but for z, and end within it.
   int begin[3], end[3], first[3], last[3];
   unsigned volume;
-  Int64 input, target, weight, grad_input, grad_target;  // where the volume starts
+  Int64 input, target, weight, mask, coverage, grad_input, grad_target;  // where the volume starts
 };
 static_assert(sizeof(Place) == kPlaceBytes);
 
@@ -130,6 +137,7 @@ struct alignas(16) Statistics {
 template <typename T, bool kFast, Task kTask>
 class VolumeBlock {
   using A = typename Accumulate<T>::type;
+  using Stored = typename MapOf<T>::type;
   static constexpr int kBytes = sizeof(A);
   static constexpr int kMaps = derivative_maps(kTask);
   static constexpr bool kBoth = kMaps == 4;
@@ -233,6 +241,8 @@ class VolumeBlock {
     to.input = n * p_.input_stride[0] + c * p_.input_stride[1];
     to.target = n * p_.target_stride[0] + c * p_.target_stride[1];
     to.weight = n * p_.weight_stride[0] + c * p_.weight_stride[1];
+    to.mask = n * p_.mask_stride[0] + c * p_.mask_stride[1];
+    to.coverage = n * p_.coverage_stride[0] + c * p_.coverage_stride[1];
     to.grad_input = n * p_.grad_input_stride[0] + c * p_.grad_input_stride[1];
     to.grad_target = n * p_.grad_target_stride[0] + c * p_.grad_target_stride[1];
   }
@@ -265,6 +275,15 @@ class VolumeBlock {
   SSIM_DEVICE const T* input() const { return static_cast<const T*>(p_.input) + place_->input; }
   SSIM_DEVICE const T* target() const { return static_cast<const T*>(p_.target) + place_->target; }
 
+  SSIM_DEVICE bool has_mask() const { return !kFast && p_.mask != nullptr; }
+  SSIM_DEVICE bool has_weight() const {
+    return is_weighted(kTask) || (!kFast && makes_sums(kTask) && p_.weight != nullptr);
+  }
+  // how much of a voxel of the volume is seen
+  SSIM_DEVICE A seen(int z, int y, int x) const {
+    return p_.mask[place_->mask + offset(p_.mask_stride, z, y, x)];
+  }
+
   // as unsigned numbers, what lies in front of an axis lies beyond it
   SSIM_DEVICE static bool is_within(int i, int length) {
     return static_cast<unsigned>(i) < static_cast<unsigned>(length);
@@ -273,10 +292,12 @@ class VolumeBlock {
   // ---- pixels ----
 
   // The tile's centre voxel, taken away from all of it: bright flat areas keep their digits. Where
-  // every window reaches over the edge there is nothing to gain.
+  // every window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots() {
     A a = A(0), b = A(0);
-    if (g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX]) {
+    const bool is_large =
+        g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX];
+    if (is_large || has_mask()) {
       int centre[3];
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
@@ -285,8 +306,22 @@ class VolumeBlock {
         centre[axis] =
             least((place_->begin[axis] + place_->end[axis]) / 2 + ahead, g_.size[axis] - 1);
       }
-      a = to_arithmetic(input()[offset(p_.input_stride, centre[kZ], centre[kY], centre[kX])]);
-      b = to_arithmetic(target()[offset(p_.target_stride, centre[kZ], centre[kY], centre[kX])]);
+      bool is_seen = true;
+      if (has_mask()) {  // a masked voxel has no part in anything: one of some others
+        is_seen = seen(centre[kZ], centre[kY], centre[kX]) > A(0);
+        for (int k = 1; k < kPivotTries && !is_seen; ++k) {
+#pragma unroll
+          for (int axis = 0; axis < 3; ++axis) {
+            centre[axis] =
+                least(part_of(place_->begin[axis], place_->end[axis], k), g_.size[axis] - 1);
+          }
+          is_seen = seen(centre[kZ], centre[kY], centre[kX]) > A(0);
+        }
+      }
+      if (is_seen) {
+        a = to_arithmetic(input()[offset(p_.input_stride, centre[kZ], centre[kY], centre[kX])]);
+        b = to_arithmetic(target()[offset(p_.target_stride, centre[kZ], centre[kY], centre[kX])]);
+      }
     }
     pivots_[0] = finite_or_zero(a);
     pivots_[1] = finite_or_zero(b);
@@ -466,14 +501,17 @@ class VolumeBlock {
       Statistics<A> out = {};
       for (int k = 0; k <= halo(kZ); ++k) {
         T a{}, b{};
+        A share = has_mask() ? A(0) : A(1);  // outside the volume nothing is seen
         if (is_inside && is_within(z + k, g_.size[kZ])) {
           a = from_input[k * p_.input_stride[2]];
           b = from_target[k * p_.target_stride[2]];
+          if (has_mask()) share = seen(z + k, y, x);
         }
-        const Pack<A, 2> uv = sum_and_difference(a, b);
+        Pack<A, 2> uv = sum_and_difference(a, b);
+        if (!(share > A(0))) uv = {};  // whatever the voxel holds
         const Statistics<A> s = statistics(uv.lane[0], uv.lane[1]);
 #pragma unroll
-        for (int map = 0; map < 4; ++map) out.of[map] += tap<false>(kZ, k) * s.of[map];
+        for (int map = 0; map < 4; ++map) out.of[map] += tap<false>(kZ, k) * (share * s.of[map]);
       }
       reinterpret_cast<Statistics<A>*>(slice_)[item] = out;
     }
@@ -521,23 +559,27 @@ class VolumeBlock {
     A out[kOut] = {};
     // as unsigned numbers, what lies in front of an axis lies beyond it
     if (y >= 0 && y < place_->last[kY] && x >= 0 && x < place_->last[kX]) {
-      const Moments<A> m{filtered.of[0], filtered.of[1], filtered.of[2], filtered.of[3]};
+      A coverage = A(1), weight = A(1);
+      if (has_mask()) {
+        coverage = p_.coverage[place_->coverage + offset(p_.coverage_stride, z, y, x)];
+      }
+      if (has_weight()) weight = p_.weight[place_->weight + offset(p_.weight_stride, z, y, x)];
+      const Moments<A> m{filtered.of[0] * coverage, filtered.of[1] * coverage,
+                         filtered.of[2] * coverage, filtered.of[3] * coverage};
       const Terms<A> t = terms<A>(m, pivot_u(), pivot_v(), p_.c1, p_.c2, A(0.5));
       if constexpr (makes_sums(kTask) || kTask == Task::map) {
-        const A loss = delta<A>(t, p_.kind, A(1));
+        A loss = delta<A>(t, p_.kind, A(1));
+        if (!(coverage > A(0))) loss = A(0);
         if constexpr (makes_sums(kTask)) {
-          if (is_own(kZ, z) && is_own(kY, y) && is_own(kX, x)) sum_.add(loss);
+          if (is_own(kZ, z) && is_own(kY, y) && is_own(kX, x)) sum_.add(weight * loss);
         } else {
           const Int64 line = (Int64(place_->volume) * g_.out[kZ] + z) * g_.out[kY] + y;
-          from_arithmetic(loss, static_cast<T*>(p_.map)[line * g_.out[kX] + x]);
+          from_arithmetic(loss, static_cast<Stored*>(p_.map)[line * g_.out[kX] + x]);
         }
       }
       if constexpr (kMaps > 0) {
         const Derivatives<A> d = derivatives<A>(t, m, p_.kind, A(0.5), A(1));
-        A weight = A(1);
-        if constexpr (is_weighted(kTask)) {
-          weight = p_.weight[place_->weight + offset(p_.weight_stride, z, y, x)];
-        }
+        weight *= coverage;
         // one gradient needs the sum of the means'
         out[0] = weight * (kBoth ? d.mean_u : d.mean_u + d.mean_v);
         out[1] = weight * d.square_u;
@@ -646,17 +688,20 @@ class VolumeBlock {
     if (!is_own(kZ, z) || y >= place_->end[kY] || x >= place_->end[kX]) return;
     const Pack<A, 2> uv = sum_and_difference(input()[offset(p_.input_stride, z, y, x)],
                                              target()[offset(p_.target_stride, z, y, x)]);
+    const A share = has_mask() ? seen(z, y, x) : A(1);
+    const auto of_seen = [&](A grad) { return share > A(0) ? share * grad : A(0); };
     const A scale = p_.grad_scale * p_.inverse_range;
     const A from_u = filtered[0] + uv.lane[0] * filtered[1];
     A from_v = uv.lane[1] * filtered[2];
     if constexpr (kBoth) {
       from_v += filtered[3];
       T* grad_target = static_cast<T*>(p_.grad_target) + place_->grad_target;
-      from_arithmetic((from_u - from_v) * scale,
+      from_arithmetic(of_seen((from_u - from_v) * scale),
                       grad_target[offset(p_.grad_target_stride, z, y, x)]);
     }
     T* grad_input = static_cast<T*>(p_.grad_input) + place_->grad_input;
-    from_arithmetic((from_u + from_v) * scale, grad_input[offset(p_.grad_input_stride, z, y, x)]);
+    from_arithmetic(of_seen((from_u + from_v) * scale),
+                    grad_input[offset(p_.grad_input_stride, z, y, x)]);
   }
 
   // ---- sums ----

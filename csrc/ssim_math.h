@@ -29,6 +29,14 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
+// Where a pivot is looked for while the pixel is masked: at the centre of a tile, then in its
+// first, second ... sixteenth, along a diagonal.
+constexpr int kPivotTries = 16;
+template <typename Int>
+SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {
+  return begin + static_cast<Int>(static_cast<long long>(end - begin) * k / kPivotTries);
+}
+
 // derivatives of delta by the four filtered maps; the squares' carry the 2 of d(u^2) = 2 u du
 template <typename T>
 struct Derivatives {

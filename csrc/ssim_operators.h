@@ -13,6 +13,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "ssim_math.h"
@@ -99,6 +100,33 @@ inline void check_images(const Tensor& input, const Tensor& target, const Settin
   STD_TORCH_CHECK(input.numel() > 0, "ssim_fused: the images are empty");
   STD_TORCH_CHECK(std::isfinite(s.data_range) && s.data_range > 0,
                   "ssim_fused: data_range must be positive and finite");
+}
+
+// whether no two pixels are in one place, told by strides that leave room for the axes inside
+inline bool has_own_pixels(const Tensor& image) {
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride and length
+  for (int64_t axis = 0; axis < image.dim(); ++axis) {
+    if (image.size(axis) > 1) axes.emplace_back(image.stride(axis), image.size(axis));
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t room = 1;
+  for (const auto& [stride, length] : axes) {
+    if (stride < room) return false;
+    room += stride * (length - 1);
+  }
+  return true;
+}
+
+// ---- images at half their size ----
+
+// image: [N, C, H, W]; offset: for y and x, 1 where the first mean of 2 x 2 pixels begins one pixel
+// before the image, with zero
+inline Shape half_shape(const Tensor& image, const std::vector<int64_t>& offset) {
+  STD_TORCH_CHECK(offset.size() == 2 && (offset[0] == 0 || offset[0] == 1) &&
+                      (offset[1] == 0 || offset[1] == 1),
+                  "ssim_fused: pool_offset must be two numbers, each 0 or 1");
+  return {image.size(0), image.size(1), (image.size(2) + offset[0]) / 2,
+          (image.size(3) + offset[1]) / 2};
 }
 
 // ---- what a loss is reduced to ----

@@ -19,6 +19,7 @@ from ._nvrtc import Compiled, Nvrtc
 FOLDER = Path(__file__).with_name("kernels")  # setup.py copies csrc's headers there
 OPTIONS = ("--std=c++20",)
 IMAGES, VOLUMES = "ssim_cuda_kernel.h", "ssim_cuda_volume_kernel.h"
+UNPOOLING = "ssim_cuda_unpool_kernel.h"
 SUMS = ("value", "gradient", "gradients")
 TASKS = ("value", "map", "gradient", "gradients", "backward", "backwards")
 
@@ -37,10 +38,12 @@ def names() -> list[tuple[str, str]]:
                 for extra in ("false", "true") if plain else ("true",):
                     how = f"ssim_fused::Layout::{layout}, ssim_fused::Task::{task}, {extra}"
                     found.append((IMAGES, f"ssim_fused::ssim_kernel<{dtype}, {how}>"))
-            for fast in () if whole else ("true", "false"):
+            for fast in ("false",) if whole else ("true", "false"):
                 how = f"{fast}, ssim_fused::Task::{task}"
                 found.append((VOLUMES, f"ssim_fused::volume_kernel<{dtype}, {how}>"))
-    found += [(IMAGES, f"ssim_fused::reduce_kernel<{dtype}>") for dtype in ("float", "double")]
+    for dtype in ("float", "double"):
+        found.append((IMAGES, f"ssim_fused::reduce_kernel<{dtype}>"))
+        found.append((UNPOOLING, f"ssim_fused::unpool_kernel<{dtype}>"))
     return found
 
 

@@ -349,8 +349,7 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     offset: for each spatial axis, 1 where the first mean of two pixels begins one pixel before the
     image, with zero.
     """
-    native = why_reference(request) is None and request.input.device.type == "cpu"
-    if not native or request.axes() != 2:
+    if why_reference(request) is not None or request.axes() != 2:
         return reference.pooled_scale(reduced_loss, request, offset)
     enabled = torch.is_grad_enabled()
     needed = [enabled and image.requires_grad for image in (request.input, request.target)]

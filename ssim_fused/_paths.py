@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch.autograd import forward_ad
 
-from ._checks import WHOLE
 from ._fakes import register_fakes
 from ._request import Request
 
@@ -75,17 +74,11 @@ def no_kernel(request: Request, device: str) -> str | None:
     if device not in ("cpu", "cuda"):
         return f"there is no native code for device {device!r}"
     if device == "cuda":
-        if request.mask is not None:
-            return "masks have no CUDA kernel"
         if max(request.settings.taps(request.axes())) > CUDA_MOST_TAPS:
             return f"the CUDA kernels serve windows of at most {CUDA_MOST_TAPS} taps"
-        if request.axes() == 3:
-            if request.share is not None:
-                return "weights of windows have no CUDA kernel for volumes"
-            if request.input.dtype in WHOLE:
-                return "whole numbers have no CUDA kernel for volumes"
-            if max(request.settings.taps(3)) > (most := CUDA_MOST_TAPS_OF_A_VOLUME):
-                return f"the CUDA kernels for volumes serve windows of at most {most} taps"
+        most = CUDA_MOST_TAPS_OF_A_VOLUME
+        if request.axes() == 3 and max(request.settings.taps(3)) > most:
+            return f"the CUDA kernels for volumes serve windows of at most {most} taps"
     return None
 
 

@@ -302,7 +302,7 @@ def image_loss(
     r"""``ssim`` (1 - SSIM) + ``mse`` mean((x - y)^2) + ``l1`` mean(|x - y|), in one pass.
 
     Squared and absolute differences are added up, and their gradients made, while the SSIM loss
-    reads the images. A term of weight 0 is not computed.
+    reads the images; with a mask, and of volumes, after it. A term of weight 0 is not computed.
 
     Args:
         input, target, window_size, sigma, data_range, k1, k2, padding, window, spatial_dims: as in

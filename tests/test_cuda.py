@@ -78,6 +78,22 @@ def test_layouts():
     check(x[:1].expand(2, 3, 45, 70), y)
 
 
+@pytest.mark.parametrize("pooling", ["floor", "pad", "edge"])
+# not float16, below whose smallest number gradients of a mean fall
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_ms_ssim(pooling, dtype):
+    x, y = pictures((2, 3, 179, 203), dtype)
+    true_x, true_y = (t.double().requires_grad_() for t in (x, y))
+    true = reference.ms_ssim_loss(true_x, true_y, pooling=pooling)
+    true_grads = torch.autograd.grad(true, (true_x, true_y))
+    images = [image.cuda().requires_grad_() for image in (x, y)]
+    loss = ssim_fused.ms_ssim_loss(*images, pooling=pooling)
+    value_tolerance, grad_tolerance = TOLERANCE[dtype]
+    assert relative_error(loss.detach().cpu(), true.detach()) <= value_tolerance
+    for grad, true_grad in zip(torch.autograd.grad(loss, images), true_grads):
+        assert relative_error(grad.cpu(), true_grad) <= grad_tolerance
+
+
 def test_results_are_bitwise_the_same():
     x, y = (t.cuda() for t in pictures((5, 3, 300, 517)))
     x.requires_grad_()

@@ -39,6 +39,7 @@ def parameter_of(expression: str) -> str:
     """The structure that a kernel is given."""
     arithmetic = "double" if "<double" in expression else "float"
     kind = "VolumeProblem" if "volume_kernel" in expression else "Problem"
+    kind = "Unpooling" if "unpool_kernel" in expression else kind
     return f"const __grid_constant__ ssim_fused::{kind}<{arithmetic}>"
 
 
@@ -91,12 +92,20 @@ def test_no_kernel_spills_on_any_architecture(tmp_path):
 def test_no_kernel_for_volumes_spills_on_any_architecture(tmp_path):
     kernels = kernels_of(compile_everywhere(_kernels.VOLUMES, tmp_path))
     assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x 4 dtypes x (11 taps, other windows)
-    assert len(kernels) == 48 * len(ARCHITECTURES)
+    # 6 tasks x 4 dtypes x (11 taps, other windows); 2 tasks x 2 dtypes of integers
+    assert len(kernels) == (48 + 4) * len(ARCHITECTURES)
     assert not [k for k in kernels if any(int(count) for count in k[2:5])]
     fast = [int(k[5]) for k in kernels if "Lb1E" in k[0] and "kernelId" not in k[0]]
     assert len(fast) == 18 * len(ARCHITECTURES)
     assert max(fast) <= 168  # one block of 352 threads: registers are given to 4 warps at a time
+
+
+@needs_nvcc
+def test_the_kernel_for_the_way_back_does_not_spill(tmp_path):
+    kernels = kernels_of(compile_everywhere(_kernels.UNPOOLING, tmp_path))
+    assert len(kernels) == 2 * len(ARCHITECTURES)
+    assert not [k for k in kernels if any(int(count) for count in k[2:5])]
+    assert max(int(k[5]) for k in kernels) <= 32  # 2048 threads on a multiprocessor
 
 
 @pytest.mark.skipif(OTHER_PYTHON is None, reason="SSIM_FUSED_OTHER_PYTHON names no other torch")
@@ -107,7 +116,8 @@ def test_the_library_loads_without_a_gpu_and_registers_its_operators(tmp_path):
         "import sys, torch, ssim_fused; from pathlib import Path; from ssim_fused import _cuda;"
         f"assert torch.version.cuda; _cuda.load(Path({str(library)!r}));"
         "dump = torch._C._dispatch_dump;"
-        "names = ('loss', 'loss_and_gradients', 'loss_map', 'loss_backward');"
+        "names = ('loss', 'loss_and_gradients', 'loss_map', 'loss_backward', 'loss_and_pool',"
+        "'unpool', 'unpool_');"
         "print(all('CUDA: registered' in dump(f'ssim_fused::{name}') for name in names),"
         "_cuda.reason(), _cuda.kernels().nvrtc.version[0] == int(torch.version.cuda[:2]))"
     )
@@ -131,6 +141,7 @@ def test_nvrtc_compiles_every_kind_of_kernel(major, architecture):
         (_kernels.IMAGES, "ssim_kernel<float16, ssim_fused::Layout::streaming, {}value, false>"),
         (_kernels.IMAGES, "ssim_kernel<double, ssim_fused::Layout::any, {}backwards, true>"),
         (_kernels.IMAGES, "reduce_kernel<float>"),
+        (_kernels.UNPOOLING, "unpool_kernel<float>"),
         (_kernels.VOLUMES, "volume_kernel<bfloat16, true, {}gradient>"),
     ):
         name = "ssim_fused::" + expression.format("ssim_fused::Task::")

@@ -7,8 +7,8 @@ import shutil
 import cuda_emulator
 import pytest
 import torch
-from cuda_emulator import TASKS, TERMS, correlated_and_not
-from tables import SHAPES, pictures
+from cuda_emulator import TASKS, TERMS, correlated_and_not, coverage_of
+from tables import SHAPES, pictures, relative_error
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -152,6 +152,119 @@ def test_terms_of_every_shape(native, task, dtype, shape):
     cuda_emulator.check(native, task, *last, term_weights=TERMS)
     if min(shape[2:]) >= 11:
         cuda_emulator.check(native, task, x, y, valid=True, term_weights=TERMS)
+
+
+MASKED_CUTS = [
+    ((2, 2, 21, 38), ("any", 2, 2, 1), (11, 1.5)),
+    ((1, 3, 14, 12), ("any", 1, 1, 2), ((5, 1.0), (11, 1.5))),
+    ((1, 1, 37, 140), None, (11, 1.5)),
+    ((1, 1, 5, 3), None, (7, 1.5)),
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "cut", "window"), MASKED_CUTS, ids=str)
+def test_masks(native, task, dtype, shape, cut, window):
+    x, y = correlated_and_not(shape, dtype)
+    accumulate = cuda_emulator.accumulation(dtype)
+    one_for_all = cuda_emulator.random_mask((shape[0], 1, *shape[2:]), accumulate).expand(shape)
+    for valid in (False, True):
+        if valid and min(shape[2:]) < 11:
+            continue
+        for mask in (one_for_all, cuda_emulator.random_mask(shape, accumulate).mT.contiguous().mT):
+            how = {"mask": mask, "cut": cut, "kind": "contrast" if valid else "ssim"}
+            geometry = cuda_emulator.check(native, task, x, y, window, valid, **how)
+            assert geometry["cut"][0] == "any"
+
+
+@pytest.mark.parametrize("task", ["value", "gradients"])
+def test_masks_and_weights_of_windows(native, task):
+    for shape, cut, window in MASKED_CUTS:
+        mask = cuda_emulator.random_mask((shape[0], 1, *shape[2:])).expand(shape)
+        how = {"mask": mask, "weight": torch.rand(1, 1, 1, shape[3]).expand(shape), "cut": cut}
+        cuda_emulator.check(native, task, *pictures(shape), window, **how)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_masked_changes_no_bit(native, task, bad):
+    shape = (1, 2, 23, 30)
+    x, y = pictures(shape)
+    mask = (cuda_emulator.random_mask(shape) > 0.1).float()
+    mask[..., 11:13, 14:17] = 0  # the pixel that a pivot would be taken from
+    spoiled = [torch.where(mask > 0, image, bad) for image in (x, y)]
+    how = {"mask": mask, "weight": torch.ones(shape) if task.startswith("backward") else None}
+    *expected, first = cuda_emulator.run(native, task, x, y, **how)
+    *found, second = cuda_emulator.run(native, task, *spoiled, **how)
+    for a, b in zip(found, expected):
+        assert a is None or torch.equal(a.nan_to_num(), b.nan_to_num())
+    if task in ("value", "gradient", "gradients"):
+        assert first["total"] == second["total"] == first["total"]
+    if task != "value" and task != "map":
+        assert not found[2].isnan().any()
+        assert not found[2][mask == 0].any()
+
+
+@pytest.mark.parametrize("seen", ["around the centre", "left", "below"])
+def test_bright_masked_images_keep_their_digits(native, seen):
+    """Also those that are smaller than the window: the zeros around them are not seen."""
+    for shape, cut in (((1, 1, 9, 12), ("any", 1, 1, 1)), ((1, 2, 40, 45), ("any", 2, 2, 1))):
+        x, y = (50 + image for image in pictures(shape, torch.float64))
+        mask = torch.zeros(shape)
+        if seen == "around the centre":
+            mask[..., 1:-1, 1:-1] = 1
+        elif seen == "left":
+            mask[..., : shape[3] // 4] = 1
+        else:
+            mask[..., 3 * shape[2] // 4 :, :] = 1
+        assert coverage_of(mask, (11, 1.5), False).any()
+        how = {"mask": mask, "cut": cut}
+        sums = cuda_emulator.run(native, "value", x.float(), y.float(), **how)[0]
+        x, y = (image.float().double() for image in (x, y))
+        true = cuda_emulator.true_map(x, y, (11, 1.5), False, "ssim", mask=mask)
+        assert relative_error(sums, true.sum((2, 3))) < 1e-5
+
+
+@pytest.mark.parametrize("task", ["value", "map"])
+def test_masked_integers(native, task):
+    images = [(image.clamp(0, 1) * 255).to(torch.uint8) for image in pictures((2, 1, 21, 38))]
+    how = {"mask": cuda_emulator.random_mask((2, 1, 21, 38)), "data_range": 255.0}
+    cuda_emulator.check(native, task, *images, **how)
+
+
+OFFSETS = [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("task", ["value", "gradient", "gradients"])
+@pytest.mark.parametrize(("shape", "cut", "window"), FEATURE_CUTS, ids=str)
+def test_halved_images(native, task, shape, cut, window):
+    x, y = correlated_and_not(shape)
+    for valid in (False, True):
+        for offset in OFFSETS:
+            how = {"kind": "contrast", "pool_offset": offset, "cut": cut}
+            geometry = cuda_emulator.check(native, task, x, y, window, valid, **how)
+            assert geometry["is_extra"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_halved_images_of_every_shape_and_dtype(native, shape, dtype):
+    x, y = pictures(shape, dtype)
+    last = [image.contiguous(memory_format=torch.channels_last) for image in (x, y)]
+    for task in ("value", "gradients"):
+        for offset in ((0, 0), (1, 1)):
+            cuda_emulator.check(native, task, x, last[1], pool_offset=offset)
+            valid = min(shape[2:]) >= 11
+            cuda_emulator.check(native, task, *last, valid=valid, pool_offset=offset)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 4, 256), (1, 2, 3, 600)], ids=str)
+def test_the_way_back_through_halving(native, shape, dtype, in_place):
+    for offset in OFFSETS:
+        cuda_emulator.check_unpool(native, shape, offset, dtype, in_place)
 
 
 def test_equal_pixels_have_no_gradient_of_l1(native):

@@ -13,6 +13,7 @@ import threading
 import cuda_standin
 import pytest
 import torch
+from cuda_emulator import coverage_of, random_mask
 from tables import MAP_TOLERANCE, TOLERANCE, pictures, relative_error
 
 from ssim_fused import _cuda, _kernel_cache, _kernels, _nvrtc, _paths
@@ -23,6 +24,17 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
     pytest.mark.skipif(_paths.cpu_reason is not None, reason="no native library"),
 ]
+
+
+OPERATORS = (
+    "loss",
+    "loss_and_gradients",
+    "loss_map",
+    "loss_backward",
+    "loss_and_pool",
+    "unpool",
+    "unpool_",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,7 @@ def libraries():
     patch.setattr(_cuda, "_driver", lambda: driver.library)
     patch.setattr(_cuda, "_torch_cuda", lambda: driver.library)
     definitions = torch.library.Library("ssim_fused_standin", "DEF")
-    for name in ("loss", "loss_and_gradients", "loss_map", "loss_backward"):
+    for name in OPERATORS:
         schema = str(getattr(torch.ops.ssim_fused, name).default._schema)
         definitions.define(schema.removeprefix("ssim_fused::"))
     _cuda.load(cuda_standin.build_operators())
@@ -125,6 +137,27 @@ def test_images(driver, shape, call):
     assert driver.calls("launch")
 
 
+@pytest.mark.parametrize("offset", [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("call", CALLS)
+def test_one_scale_of_ms_ssim(driver, call, offset):
+    span = CALLS[call].get("data_range", 1.0)
+    how = settings(**CALLS[call])
+    for shape in ((2, 3, 21, 25), (1, 1, 36, 138)):
+        x, y = (image * span for image in pictures(shape))
+        x = x.to(memory_format=torch.channels_last)
+        for needs in ((False, False), (True, True), (True, False), (False, True)):
+            check("loss_and_pool", x, y, offset, *how, *needs)
+        made = torch.ops.ssim_fused.loss_and_pool(x, y, offset, *how, True, False)
+        planes, half, _, grad, _ = made
+        for carried in (half.mT.contiguous().mT, None):
+            check("unpool", grad, planes, carried, offset)
+            expected, found = grad.clone(), grad.clone()
+            torch.ops.ssim_fused.unpool_(expected, planes, carried, offset)
+            torch.ops.ssim_fused_standin.unpool_(found, planes, carried, offset)
+            assert relative_error(found, expected.double()) < 1e-6
+    assert driver.calls("launch")
+
+
 def test_strides(driver):
     """Channels last, every second column, a plane for all channels, a weight for all rows."""
     x, y = pictures((2, 3, 20, 24))
@@ -161,6 +194,41 @@ def test_types(driver, dtype):
     )
     if dtype != torch.uint8:
         check("loss_and_gradients", x, y, None, None, None, *how, MEAN, [], True, False)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("valid", [False, True])
+def test_masks_and_weights(driver, axes, valid):
+    x, y = pictures((2, 3, 21, 40) if axes == 2 else (1, 2, 12, 13, 15))
+    how = settings(valid=valid)
+    one_for_all = random_mask((x.shape[0], 1, *x.shape[2:])).expand(x.shape)
+    for mask in (one_for_all, random_mask(x.shape)):
+        beside = (mask, coverage_of(mask, (11, 1.5), valid).float())
+        check("loss_map", x, y, *beside, *how, tolerance=MAP_TOLERANCE[torch.float32])
+        weight = torch.rand_like(torch.ops.ssim_fused.loss_map(x, y, *beside, *how))
+        for share in (None, weight):
+            for reduction in (SUM, PLANE):
+                check("loss", x, y, share, *beside, *how, reduction, [])
+            for needs in ((True, True), (False, True)):
+                check("loss_and_gradients", x, y, share, *beside, *how, SUM, [], *needs)
+        check("loss_backward", weight, x, y, *beside, *how, True, True)
+    check("loss_and_gradients", x, y, weight, None, None, *how, SUM, [], True, False)
+
+
+def test_volumes_of_bytes(driver):
+    x, y = ((image.clamp(0, 1) * 255).byte() for image in pictures((2, 1, 12, 13, 17)))
+    how = settings(data_range=255.0)
+    ops = torch.ops.ssim_fused, torch.ops.ssim_fused_standin
+    expected, found = (
+        op.loss(*images, None, None, None, *how, MEAN, [])
+        for op, images in zip(ops, ((x.float(), y.float()), (x, y)))
+    )
+    assert relative_error(found, expected.double()) < 1e-6
+    expected, found = (
+        op.loss_map(*images, None, None, *how)
+        for op, images in zip(ops, ((x.float(), y.float()), (x, y)))
+    )
+    assert relative_error(found, expected.double()) < MAP_TOLERANCE[torch.float32]
 
 
 def test_what_a_launch_says_to_the_driver(driver):
@@ -320,8 +388,41 @@ def test_the_launchers_check_what_python_does(driver):
     x, y = pictures((1, 1, 16, 16))
     with pytest.raises(RuntimeError, match="differ in dtype"):
         torch.ops.ssim_fused_standin.loss(x, y.double(), None, None, None, *settings(), SUM, [])
-    with pytest.raises(RuntimeError, match="masks are not native on CUDA"):
-        torch.ops.ssim_fused_standin.loss(x, y, None, x, x, *settings(), SUM, [])
+    loss = torch.ops.ssim_fused_standin.loss
+    for beside, message in (
+        ((x, None), "a mask comes with its coverage"),
+        ((x[..., 1:], x), "mask has the wrong shape"),
+        ((x, x[..., 1:]), "coverage has the wrong shape"),
+        ((x.double(), x), "mask must be of the accumulation type"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            loss(x, y, None, *beside, *settings(), SUM, [])
+    with pytest.raises(RuntimeError, match="without a mask"):
+        loss(x, y, None, x, x, *settings(), MEAN, [1.0, 1.0, 0.0])
+
+
+def test_the_launchers_check_what_is_halved(driver):
+    ops = torch.ops.ssim_fused_standin
+    image, factor, half = torch.rand(1, 2, 16, 16), torch.rand(1, 2), torch.rand(1, 2, 8, 8)
+    volume = image[:, :, None].expand(-1, -1, 16, -1, -1)
+    with pytest.raises(RuntimeError, match="only images are pooled"):
+        ops.loss_and_pool(volume, volume, (0, 0), *settings(), False, False)
+    with pytest.raises(RuntimeError, match="pool_offset must be two numbers, each 0 or 1"):
+        ops.loss_and_pool(image, image, (0, 2), *settings(), False, False)
+    for unpool in (ops.unpool, ops.unpool_):
+        for arguments, message in (
+            ((image[0], factor, half, (0, 0)), "grad must be"),
+            ((image.half(), factor, half, (0, 0)), "grad must be"),
+            ((image[..., :0], factor, None, (0, 0)), "no pixels"),
+            ((image, factor[0], half, (0, 0)), "factor"),
+            ((image, factor.double(), half, (0, 0)), "factor"),
+            ((image, factor, half[..., 1:], (0, 0)), "grad_pooled"),
+            ((image, factor, half, (1,)), "pool_offset"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                unpool(*arguments)
+    with pytest.raises(RuntimeError, match="pixels of grad must not share memory"):
+        ops.unpool_(image[:, :1].expand(-1, 2, -1, -1), factor, half, (0, 0))
 
 
 def test_structures_have_one_layout_in_both_compilers(tmp_path, kernel_folder):
@@ -332,9 +433,11 @@ def test_structures_have_one_layout_in_both_compilers(tmp_path, kernel_folder):
     kinds = (("Problem", "Geometry"), ("VolumeProblem", "VolumeGeometry"))
     structures = [f"{kind}<{dtype}>" for kind, _ in kinds for dtype in ("float", "double")]
     structures += [geometry for _, geometry in kinds]
+    structures += ["Unpooling<float>", "Unpooling<double>"]
     lines = [f"{what}(ssim_fused::{of})" for of in structures for what in ("sizeof", "alignof")]
     program = tmp_path / "sizes.cpp"
-    includes = "".join(f'#include "{header}"\n' for header in (_kernels.IMAGES, _kernels.VOLUMES))
+    headers = (_kernels.IMAGES, _kernels.VOLUMES, _kernels.UNPOOLING)
+    includes = "".join(f'#include "{header}"\n' for header in headers)
     prints = "".join(f'std::printf("%zu\\n", {what});' for what in lines)
     program.write_text(
         f"#include <cstdio>\n#include <initializer_list>\n{includes}int main() {{ {prints} }}"
@@ -345,7 +448,7 @@ def test_structures_have_one_layout_in_both_compilers(tmp_path, kernel_folder):
     sizes = subprocess.run([built], capture_output=True, text=True, check=True).stdout.split()
     checks = "".join(f"static_assert({what} == {size});\n" for what, size in zip(lines, sizes))
     headers = {p.name: p.read_text() for p in kernel_folder.glob("*.h")}
-    headers["checked.h"] = f'#include "{_kernels.VOLUMES}"\n{checks}'
+    headers["checked.h"] = includes + checks
     nvrtc = _nvrtc.Nvrtc(path)
     expression = "ssim_fused::reduce_kernel<float>"
     nvrtc.compile(headers, "checked.h", expression, 80, _kernels.OPTIONS)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from cuda_emulator import TASKS, volume
+from cuda_emulator import TASKS, accumulation, random_mask, volume
 from cuda_emulator.volume import KINDS, check, run, volumes
 from test_cuda_emulated import DTYPES
 
@@ -110,6 +110,55 @@ def test_layouts(native, task, taps):
     last = y.contiguous(memory_format=torch.channels_last_3d)
     check(native, task, x.transpose(2, 4).contiguous().transpose(2, 4), last, taps)
     check(native, task, x[:1, :1].expand(2, 2, 7, 12, 13), y, taps)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("taps", [FAST, (3, 5, 7)], ids=str)
+def test_masks(native, task, dtype, taps):
+    shape = (2, 2, 12, 13, 14)
+    x, y = volumes(shape, dtype)
+    one_for_all = random_mask((2, 1, *shape[2:]), accumulation(dtype)).expand(shape)
+    for valid, mask in ((False, one_for_all), (True, random_mask(shape, accumulation(dtype)))):
+        assert not check(native, task, x, y, taps, valid, mask=mask)["fast"]
+        check(native, task, x, y, taps, valid, mask=mask, kind="contrast", cut=(2, 3, 3))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_masked_changes_no_bit(native, task):
+    x, y = volumes((1, 1, 12, 13, 14))
+    mask = (random_mask(x.shape) > 0.1).float()
+    mask[0, 0, 5:8, 5:8, 6:9] = 0  # the voxel that a pivot would be taken from
+    spoiled = [torch.where(mask > 0, volume, float("nan")) for volume in (x, y)]
+    how = {"mask": mask, "weight": torch.ones(x.shape) if task.startswith("backward") else None}
+    *expected, first = run(native, task, x, y, FAST, **how)
+    *found, second = run(native, task, *spoiled, FAST, **how)
+    for a, b in zip(found, expected):
+        assert a is None or torch.equal(a.nan_to_num(), b.nan_to_num())
+    if task in ("value", "gradient", "gradients"):
+        assert first["total"] == second["total"] == first["total"]
+    if task not in ("value", "map"):
+        assert not found[2].isnan().any()
+        assert not found[2][mask == 0].any()
+
+
+@pytest.mark.parametrize("task", ["value", "gradient", "gradients"])
+@pytest.mark.parametrize("taps", [FAST, (3, 5, 7)], ids=str)
+def test_weights_of_windows(native, task, taps):
+    x, y = volumes((2, 1, 12, 13, 14))
+    for valid in (False, True):
+        size = [length - (k - 1 if valid else 0) for length, k in zip(x.shape[2:], taps)]
+        for weight in (torch.rand(2, 1, *size), torch.rand(1, 1, 1, 1, size[2])):
+            weight = weight.expand(2, 1, *size)
+            assert not check(native, task, x, y, taps, valid, weight=weight)["fast"]
+
+
+@pytest.mark.parametrize("task", ["value", "map"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.uint8, 255), (torch.uint16, 65535)], ids=str)
+def test_integers(native, task, dtype, most):
+    images = [(t.clamp(0, 1) * most).round().to(dtype) for t in volumes((1, 2, 12, 13, 14))]
+    for taps in (FAST, (3, 5, 7)):
+        check(native, task, *images, taps, valid=taps == FAST, data_range=float(most))
 
 
 @pytest.mark.parametrize("taps", [FAST, (3, 5, 7)], ids=str)

@@ -25,7 +25,14 @@ CASES = {
         "native",
     ),
     "window 35": (X, {"window_size": 35, "padding": "same"}, "native", "at most 33 taps"),
-    "mask": (X, {"mask": MASK}, "native", "masks have no CUDA kernel"),
+    "mask": (X, {"mask": MASK}, "native", "native"),
+    "volume": (X[:, :, None], {"padding": "same", "window_size": 15}, "native", "native"),
+    "volume, window 17": (
+        X[:, :, None],
+        {"padding": "same", "window_size": 17},
+        "native",
+        "for volumes serve windows of at most 15 taps",
+    ),
     "bytes": ((X * 255).byte(), {}, "native", "native"),
     "signal": (X[0], {"spatial_dims": 1}, "native", "native"),
 }

@@ -9,7 +9,7 @@ import torch
 from tables import TOLERANCE, check_loss, oracle_loss, pictures, relative_error, window_taps
 
 import ssim_fused
-from ssim_fused import reference
+from ssim_fused import _paths, reference
 
 PATHS = {"fused": ssim_fused, "reference": reference}
 PADDINGS = ["same", "valid", "reflect", "replicate", "circular"]
@@ -260,6 +260,20 @@ def test_all_seen_is_no_mask(path):
                 masked = PATHS[path].ssim_loss(x, y, mask=mask, **settings)
                 plain = PATHS[path].ssim_loss(x, y, **settings)
                 torch.testing.assert_close(masked, plain, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.skipif(_paths.cpu_reason is not None, reason="no native library")
+@pytest.mark.parametrize("seen", ["middle", "left", "below"])
+@pytest.mark.parametrize("shape", [(1, 1, 40, 9), (2, 2, 40, 45), (2, 1, 8, 40, 20)], ids=str)
+def test_bright_masked_images_keep_their_digits(shape, seen):
+    """Also those smaller than the window, and where the centre is not seen."""
+    x, y = ((image + 50).float() for image in pictures(shape, torch.float64))
+    mask = torch.zeros(shape)
+    part = {"middle": mask[..., 1:-1, 1:-1], "left": mask[..., :5], "below": mask[..., 30:, :]}
+    part[seen].fill_(1)
+    settings = {"mask": mask, "mask_threshold": 0.2}
+    true = reference.ssim_loss(x.double(), y.double(), **settings)
+    assert relative_error(ssim_fused.ssim_loss(x, y, **settings), true) < 1e-5
 
 
 # ---- thresholds, similarity, errors ----

@@ -78,16 +78,39 @@ def _sides(window) -> tuple:
     return window if isinstance(window[0], tuple) else (window, window)
 
 
-def true_map(x: Tensor, y: Tensor, window, valid: bool, kind: str, data_range: float) -> Tensor:
+def _blur(image: Tensor, window, valid: bool) -> Tensor:
+    """Windowed means of each plane; a window: (size, sigma), one or one for each axis."""
+    axes = image.dim() - 2
+    sides = window if isinstance(window[0], tuple) else (window,) * axes
+    kernel = torch.ones((), dtype=image.dtype)
+    for side in sides:
+        taps = torch.tensor(gaussian_window(*side), dtype=image.dtype)
+        kernel = kernel[..., None] * taps
+    padding = [0 if valid else size // 2 for size, _ in sides]
+    convolve = F.conv2d if axes == 2 else F.conv3d
+    flat = convolve(image.flatten(0, 1)[:, None], kernel[None, None], padding=padding)
+    return flat.view(*image.shape[:2], *flat.shape[2:])
+
+
+def coverage_of(mask: Tensor, window, valid: bool) -> Tensor:
+    """1 / how much of the mask a window sees, in float64; 0 where that is half or less."""
+    seen = _blur(mask.double(), window, valid)
+    return torch.where(seen > 0.5, 1 / seen, 0.0)
+
+
+def true_map(
+    x: Tensor, y: Tensor, window, valid: bool, kind: str, data_range: float = 1.0, mask=None
+) -> Tensor:
     """1 minus the similarity map of a kind, by the textbook, in float64: five convolutions."""
-    taps = [torch.tensor(gaussian_window(*side), dtype=torch.float64) for side in _sides(window)]
-    kernel = torch.outer(*taps)[None, None]
-    padding = [0, 0] if valid else [len(side) // 2 for side in taps]
+    coverage = None if mask is None else coverage_of(mask, window, valid)
 
     def blur(image: Tensor) -> Tensor:
-        flat = F.conv2d(image.flatten(0, 1)[:, None], kernel, padding=padding)
-        return flat.view(*image.shape[:2], *flat.shape[-2:])
+        if mask is None:
+            return _blur(image, window, valid)
+        return _blur(mask.double() * image, window, valid) * coverage
 
+    if mask is not None:  # what masked pixels hold has no say
+        x, y = (torch.where(mask > 0, image, 0.0) for image in (x, y))
     c1, c2 = C1 * data_range**2, C2 * data_range**2
     mu_x, mu_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
@@ -95,7 +118,16 @@ def true_map(x: Tensor, y: Tensor, window, valid: bool, kind: str, data_range: f
     contrast = (2 * (blur(x * y) - mu_x * mu_y) + c2) / (var_x + var_y + c2)
     ssim = luminance * contrast
     of = {"ssim": ssim, "contrast": contrast, "luminance": luminance}
-    return 1 - (of[kind] if kind in of else ssim.clamp(min=0))
+    loss = 1 - (of[kind] if kind in of else ssim.clamp(min=0))
+    return loss if mask is None else torch.where(coverage > 0, loss, 0.0)
+
+
+def random_mask(shape, dtype=torch.float32) -> Tensor:
+    """A mask of 0, 1 and what lies between, whose upper right corner is 0."""
+    generator = torch.Generator().manual_seed(7)
+    mask = (1.5 * torch.rand(shape, generator=generator) - 0.2).clamp(0, 1)
+    mask[..., : shape[-2] // 2, shape[-1] // 2 :] = 0
+    return mask.to(dtype)
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -114,10 +146,15 @@ def run(
     data_range=1.0,
     weight=None,
     term_weights=None,
+    pool_offset=None,
+    mask=None,
     cut=None,
     sms=4,
 ):
-    """One launch: (sums per plane, map, gradient to x, gradient to y, geometry), as tensors."""
+    """One launch: (sums per plane, map, gradient to x, gradient to y, geometry), as tensors.
+
+    With pool_offset, geometry has the halved images as "pooled".
+    """
     nan = float("nan")
     sides = _sides(window)
     shrink = [size - 1 if valid else 0 for size, _ in sides]
@@ -145,12 +182,30 @@ def run(
         "grad_target": _array(grads[1]),
         "term_weights": term_weights,
         "multiplied": out_map.numel() if x.dtype == torch.float16 else 1.0,
+        "pool_offset": pool_offset,
+        "mask": None if mask is None else mask.numpy(),
         "cut": cut,
     }
+    if mask is not None:
+        settings["coverage"] = coverage_of(mask, sides, valid).to(mask.dtype).numpy()
+    pooled = []
+    if pool_offset is not None:
+        half = [(length + before) // 2 for length, before in zip((h, w), pool_offset)]
+        pooled = [torch.full((n, c, *half), nan, dtype=accumulation(x.dtype)) for _ in range(2)]
+        settings["pooled_input"], settings["pooled_target"] = (half.numpy() for half in pooled)
     geometry = native.run(settings)
+    geometry["pooled"] = pooled
     sums = geometry.pop("sums", None)
     sums = None if sums is None else torch.from_numpy(np.array(sums))
     return sums, out_map, *grads, geometry
+
+
+def true_half(image: Tensor, offset) -> Tensor:
+    """Means of 2 x 2 pixels, in float64; the first begins `offset` before the image, with zero."""
+    padded = F.pad(image.double(), (offset[1], 0, offset[0], 0))
+    if min(padded.shape[2:]) < 2:  # no mean of 2 x 2
+        return padded[..., : padded.shape[2] // 2, : padded.shape[3] // 2]
+    return F.avg_pool2d(padded, 2)
 
 
 def check(native, task, x, y, window=(11, 1.5), valid=False, **how) -> dict:
@@ -160,7 +215,7 @@ def check(native, task, x, y, window=(11, 1.5), valid=False, **how) -> dict:
     """
     true_x, true_y = (t.detach().double().requires_grad_() for t in (x, y))
     kind, data_range = how.get("kind", "ssim"), how.get("data_range", 1.0)
-    true = true_map(true_x, true_y, window, valid, kind, data_range)
+    true = true_map(true_x, true_y, window, valid, kind, data_range, how.get("mask"))
     accumulate = accumulation(x.dtype)
     if task.startswith("backward") and how.get("weight") is None:
         how["weight"] = (torch.rand(true.shape) + 0.5).to(accumulate)
@@ -192,6 +247,9 @@ def check(native, task, x, y, window=(11, 1.5), valid=False, **how) -> dict:
             else:
                 near(geometry["terms"][i], terms[i], value_tolerance, f"term {i}")
         assert geometry["arrived"] == 0, "the next launch would miscount its blocks"
+        for image, half in zip((x, y), geometry["pooled"]):
+            if half.numel():
+                near(half, true_half(image, how["pool_offset"]), value_tolerance, "half")
     if task == "map":
         # a pixel keeps the rounding that a sum averages out, see MAP_TOLERANCE
         near(out_map, true, max(10 * value_tolerance, grad_tolerance), "map")
@@ -225,6 +283,25 @@ QUICK_WINDOWS = [((11, 1.5), (11, 2.5)), ((7, 1.5), (5, 1.0))]
 TERMS = (0.7, 20.0, 0.5)  # each has a share in value and gradient that no tolerance hides
 
 
+def check_unpool(native, shape, offset, dtype=torch.float32, in_place=False) -> None:
+    """The way back through a halving, against float64; without a gradient of the half, too."""
+    n, c, h, w = shape
+    grad = torch.randn(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+    factor = torch.randn(c, n, dtype=dtype).mT
+    pooled = torch.randn(n, c, (h + offset[0]) // 2, (w + offset[1]) // 2, dtype=dtype)
+    image = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (true_half(image, offset) * pooled.double()).sum().backward()
+    scaled = factor.double()[..., None, None] * grad.double()
+    unpool = getattr(native, f"unpool_{str(dtype).removeprefix('torch.')}")
+    for half in (pooled, None):
+        out = grad.clone() if in_place else torch.full(shape, float("nan"), dtype=dtype)
+        given = out if in_place else grad
+        carried = None if half is None else half.numpy()
+        unpool(given.numpy(), factor.numpy(), carried, out.numpy(), offset)
+        error = relative_error(out, scaled if half is None else scaled + image.grad)
+        assert error <= TOLERANCE[dtype][0], f"unpooled: {error:.1e}"
+
+
 def quick_checks(native) -> None:
     """What every task must pass; short enough to run after each mutation."""
     for task in TASKS:
@@ -236,6 +313,9 @@ def quick_checks(native) -> None:
                 how = ("any", *cut[1:]) if cut and window[0][0] != 11 else cut
                 check(native, task, x, wide[..., ::2], window, cut=how)
     quick_extra_checks(native)
+    for offset in ((0, 0), (1, 1)):
+        check_unpool(native, (2, 2, 5, 7), offset)
+    check_unpool(native, (1, 1, 2, 263), (0, 1))
 
 
 def quick_extra_checks(native) -> None:
@@ -245,6 +325,11 @@ def quick_extra_checks(native) -> None:
         for kind in ("contrast", "luminance", "nonnegative"):
             for shape, cut in QUICK[1:4]:
                 check(native, task, *correlated_and_not(shape), kind=kind, cut=cut)
+        for shape, cut in QUICK[1:5]:
+            mask = random_mask((shape[0], 1, *shape[2:])).expand(shape)
+            x, y = pictures(shape)
+            for window in QUICK_WINDOWS:
+                check(native, task, x, y, window, mask=mask, cut=cut and ("any", *cut[1:]))
         if not sums:
             continue
         empty_tiles = ((1, 1, 17, 20), ("streaming", 6, 5, 1))
@@ -254,6 +339,8 @@ def quick_extra_checks(native) -> None:
                 how = {"cut": ("any", *cut[1:]) if window[0][0] != 11 else cut}
                 x, y = pictures(shape)
                 check(native, task, x, y, window, valid, term_weights=TERMS, **how)
+                for offset in ((0, 0), (1, 1)):
+                    check(native, task, x, y, window, valid, pool_offset=offset, **how)
                 if not valid:
                     continue
                 columns = torch.rand(1, 1, 1, shape[3] - window[1][0] + 1)

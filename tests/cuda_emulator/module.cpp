@@ -10,6 +10,7 @@
 #include "cuda_on_cpu.h"
 // after cuda_on_cpu.h, which defines what it needs
 #include "ssim_cuda_kernel.h"
+#include "ssim_cuda_unpool_kernel.h"
 
 namespace py = pybind11;
 using namespace ssim_fused;
@@ -18,9 +19,10 @@ namespace {
 
 const char* kLayoutNames[] = {"streaming", "tile", "any"};
 
-// element strides of a numpy array of 4 axes
-void set_strides(const py::array& a, Int64 (&stride)[4]) {
-  for (int i = 0; i < 4; ++i) stride[i] = a.strides(i) / a.itemsize();
+// element strides of a numpy array
+template <size_t kAxes>
+void set_strides(const py::array& a, Int64 (&stride)[kAxes]) {
+  for (size_t i = 0; i < kAxes; ++i) stride[i] = a.strides(i) / a.itemsize();
 }
 
 const char* kTaskNames[] = {"value", "map", "gradient", "gradients", "backward", "backwards"};
@@ -44,6 +46,8 @@ int set_window(const py::object& window, A (&taps)[kMostTaps]) {
 // `s`, by name: dtype, task, kind, window_y, window_x, data_range, k1, k2, valid, multiprocessors;
 // the arrays input, target, map, grad_input, grad_target, weight (or None);
 // term_weights (or None) and multiplied, see set_terms;
+// mask (or None), and with it coverage;
+// pool_offset (or None), and with it the arrays pooled_input and pooled_target;
 // cut (or None): layout, tiles, bands and planes in place of those that the launcher chooses
 template <typename T>
 py::dict run(const py::dict& s) {
@@ -54,8 +58,9 @@ py::dict run(const py::dict& s) {
   Problem<A> p{};
   const int taps_y = set_window<A>(s["window_y"], p.window_y);
   const int taps_x = set_window<A>(s["window_x"], p.window_x);
+  const bool masked = !s["mask"].is_none();
   p.g = choose_geometry(size(0), size(1), size(2), size(3), taps_y, taps_x, s["valid"].cast<bool>(),
-                        task, sizeof(A), s["multiprocessors"].cast<int>());
+                        masked, task, sizeof(A), s["multiprocessors"].cast<int>());
   if (!s["cut"].is_none()) {
     const auto [layout, tiles, bands, planes] =
         s["cut"].cast<std::tuple<std::string, int, int, int>>();
@@ -99,6 +104,19 @@ py::dict run(const py::dict& s) {
     term_parts.assign(2 * p.g.blocks, kNan);
     set_terms(p, weights.data(), s["multiplied"].cast<double>(), term_parts.data(), terms);
   }
+  if (masked) {
+    const py::array mask = s["mask"], coverage = s["coverage"];
+    p.mask = static_cast<const A*>(mask.data());
+    p.coverage = static_cast<const A*>(coverage.data());
+    set_strides(mask, p.mask_stride);
+    set_strides(coverage, p.coverage_stride);
+  }
+  if (!s["pool_offset"].is_none()) {
+    std::tie(p.pool_y, p.pool_x) = s["pool_offset"].cast<std::pair<int, int>>();
+    py::array pooled_input = s["pooled_input"], pooled_target = s["pooled_target"];
+    p.pooled_input = static_cast<A*>(pooled_input.mutable_data());
+    p.pooled_target = static_cast<A*>(pooled_target.mutable_data());
+  }
   const auto number = [&](const char* name) { return s[name].cast<double>(); };
   p.c1 = static_cast<A>(number("k1") * number("k1"));
   p.c2 = static_cast<A>(number("k2") * number("k2"));
@@ -133,6 +151,28 @@ py::dict run(const py::dict& s) {
   return out;
 }
 
+// the arrays grad, factor, grad_pooled (or None) and out; pool_offset
+template <typename A>
+void unpool(const py::array& grad, const py::array& factor, const py::object& grad_pooled,
+            py::array out, std::pair<int, int> pool_offset) {
+  Unpooling<A> p{};
+  p.grad = static_cast<const A*>(grad.data());
+  p.factor = static_cast<const A*>(factor.data());
+  p.out = static_cast<A*>(out.mutable_data());
+  set_strides(grad, p.grad_stride);
+  set_strides(factor, p.factor_stride);
+  set_strides(out, p.out_stride);
+  if (!grad_pooled.is_none()) {
+    const auto pooled = grad_pooled.cast<py::array>();
+    p.grad_pooled = static_cast<const A*>(pooled.data());
+    set_strides(pooled, p.pooled_stride);
+  }
+  const auto size = [&](int axis) { return static_cast<int>(grad.shape(axis)); };
+  p.set_size(size(1), size(2), size(3), pool_offset.first, pool_offset.second);
+  emulator::launch({static_cast<unsigned>(p.blocks(size(0)))}, p.threads, 0,
+                   [&] { unpool_kernel<A>(p); });
+}
+
 py::dict run_named(const py::dict& s) {
 #if !defined(SSIM_EMULATOR_FLOAT_ONLY)
   const std::string dtype = s["dtype"].cast<std::string>();
@@ -147,4 +187,8 @@ py::dict run_named(const py::dict& s) {
 
 }  // namespace
 
-PYBIND11_MODULE(cuda_emulator_native, m) { m.def("run", &run_named); }
+PYBIND11_MODULE(cuda_emulator_native, m) {
+  m.def("run", &run_named);
+  m.def("unpool_float32", &unpool<float>);
+  m.def("unpool_float64", &unpool<double>);
+}

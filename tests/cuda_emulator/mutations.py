@@ -126,7 +126,48 @@ MUTATIONS = {
         "      if (y + i >= y0_ && y + i < y1_) {\n        A from_terms",
     ),
     "terms of every step's first rows": Mutation(
-        "const int from = y, to", "const int from = y0_, to"
+        "    return {y, y + step()", "    return {y0_, y + step()"
+    ),
+    "halves of a band's last rows forgotten": Mutation(
+        "least(y - g_.pad_y + step(), y1_)};", "least(y - g_.pad_y + step(), y1_ - 1)};"
+    ),
+    "halves of pixels that another tile has": Mutation(
+        "first_j = (x0_ + p_.pool_x) / 2", "first_j = (x0_ + 1 + p_.pool_x) / 2"
+    ),
+    "halves that begin in the image": Mutation("left = 2 * j - p_.pool_x", "left = 2 * j"),
+    "a half read before the image": Mutation(
+        "if (y + below < 0 || x + beside < 0)", "if (y + below < 0 || x + beside < -1)", "address"
+    ),
+    "one half for both images": Mutation(
+        "mean_of_four(c.target, p_.target_stride,", "mean_of_four(c.input, p_.input_stride,"
+    ),
+    "a half beyond its rows": Mutation("* pooled_h + i)", "* (pooled_h + 1) + i)", "address"),
+    "a factor for all planes": Mutation("c * p.factor_stride[1]", "0"),
+    "carried back to the first column alone": Mutation(
+        "A(0.25) * p.grad_pooled", "A(x % 2 == 0 ? 0.25 : 0) * p.grad_pooled"
+    ),
+    "a half's offset forgotten on the way back": Mutation("j = (x + p.pool_x) / 2", "j = x / 2"),
+    "carried back from beyond the half": Mutation(" && j < (p.w + p.pool_x) / 2", "", "address"),
+    "a row's second block forgotten": Mutation("part * p.threads", "part * 0"),
+    "a mask ignored by windows": Mutation(
+        "= share * statistic(map, u, v)", "= statistic(map, u, v)"
+    ),
+    "seen above the image": Mutation(
+        "c.mask[y * p_.mask_stride[2]] : A(0);", "c.mask[y * p_.mask_stride[2]] : A(1);"
+    ),
+    "seen beside the image": Mutation("u = has_mask() ? A(0) :", "u = has_mask() ? A(0.5) :"),
+    "the next window's coverage": Mutation(
+        "(x + i) * p_.coverage_stride[3]", "(x + i + 1) * p_.coverage_stride[3]", "address"
+    ),
+    "a window that does not count": Mutation(
+        "if (has_mask() && !(coverage > A(0))) loss", "if (has_mask() && coverage < A(0)) loss"
+    ),
+    "coverage forgotten on the way back": Mutation(
+        "weight *= coverage;\n            d = {", "d = {"
+    ),
+    "a gradient to what is masked": Mutation(
+        "? share * grad : A(0); };\n        const A from_u",
+        "? grad : A(0); };\n        const A from_u",
     ),
     "sign of l1's gradient": Mutation("+ p_.grad_distance * sign", "- p_.grad_distance * sign"),
     "sign of the terms' gradient to the target": Mutation(
@@ -151,8 +192,8 @@ MUTATIONS = {
         "    __syncthreads();\n    lanes_of_term(0)", "    lanes_of_term(0)", "thread"
     ),
     "offset of 32 bits": Mutation(
-        "return n * stride[0] + c",
-        "return static_cast<signed char>(n * stride[0]) + c",
+        "return n * stride[0] + c * stride[1];",
+        "return static_cast<signed char>(n * stride[0]) + c * stride[1];",
     ),
 }
 

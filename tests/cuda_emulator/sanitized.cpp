@@ -7,6 +7,7 @@
 #include "cuda_on_cpu.h"
 // after cuda_on_cpu.h, which defines what it needs
 #include "ssim_cuda_kernel.h"
+#include "ssim_cuda_unpool_kernel.h"
 
 using namespace ssim_fused;
 
@@ -33,7 +34,8 @@ void set_contiguous(Int64 (&stride)[4], int c, int h, int w) {
 // `extra`: with all that is compiled apart
 void run(const Case& a, Task task, bool extra) {
   Problem<float> p{};
-  p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps_y, a.taps_x, a.valid, task, sizeof(float), 4);
+  p.g = choose_geometry(a.n, a.c, a.h, a.w, a.taps_y, a.taps_x, a.valid, a.layout == Layout::any,
+                        task, sizeof(float), 4);
   p.g.layout = a.layout;
   p.g.tiles = a.tiles;
   p.g.bands = a.bands;
@@ -49,6 +51,7 @@ void run(const Case& a, Task task, bool extra) {
   std::vector<float> parts(p.g.parts()), term_parts(2 * p.g.blocks), terms(3);
   p.input = x.data();
   p.target = y.data();
+  const std::vector<float> mask = random_image(pixels), coverage = random_image(windows);
   if (is_weighted(task) || extra) p.weight = weight.data();
   p.map = map.data();
   p.grad_input = grad_x.data();
@@ -64,12 +67,25 @@ void run(const Case& a, Task task, bool extra) {
     set_contiguous(*stride, a.c, a.h, a.w);
   }
   set_contiguous(p.weight_stride, a.c, p.g.out_h, p.g.out_w);
+  set_contiguous(p.mask_stride, a.c, a.h, a.w);
+  set_contiguous(p.coverage_stride, a.c, p.g.out_h, p.g.out_w);
+  if (extra && a.layout == Layout::any) {
+    p.mask = mask.data();
+    p.coverage = coverage.data();
+  }
   p.c1 = 1e-4f;
   p.c2 = 9e-4f;
   p.inverse_range = p.grad_scale = 1;
   std::fill_n(p.window_y, a.taps_y, 1.0f / static_cast<float>(a.taps_y));
   std::fill_n(p.window_x, a.taps_x, 1.0f / static_cast<float>(a.taps_x));
+  std::vector<float> pooled_x, pooled_y;
   if (extra) {
+    p.pool_y = p.pool_x = a.valid ? 0 : 1;
+    const size_t halved = size_t(a.n) * a.c * ((a.h + p.pool_y) / 2) * ((a.w + p.pool_x) / 2);
+    pooled_x.resize(halved);
+    pooled_y.resize(halved);
+    p.pooled_input = pooled_x.data();
+    p.pooled_target = pooled_y.data();
     p.kind = Kind::nonnegative;
     const double weights[] = {1, 1, 1};
     set_terms(p, weights, 1.0, term_parts.data(), terms.data());
@@ -79,6 +95,21 @@ void run(const Case& a, Task task, bool extra) {
                      p.g.shared_words() * sizeof(float),
                      [&] { ssim_kernel<float, kLayout, kTask, kExtra>(p); });
   });
+  if (extra) {
+    Unpooling<float> back{};
+    back.set_size(a.c, a.h, a.w, p.pool_y, p.pool_x);
+    back.grad = x.data();
+    back.factor = value.data();
+    back.grad_pooled = pooled_x.data();
+    back.out = grad_y.data();
+    set_contiguous(back.grad_stride, a.c, a.h, a.w);
+    set_contiguous(back.out_stride, a.c, a.h, a.w);
+    set_contiguous(back.pooled_stride, a.c, (a.h + p.pool_y) / 2, (a.w + p.pool_x) / 2);
+    back.factor_stride[0] = a.c;
+    back.factor_stride[1] = 1;
+    emulator::launch({static_cast<unsigned>(back.blocks(a.n))}, back.threads, 0,
+                     [&] { unpool_kernel<float>(back); });
+  }
   if (!makes_sums(task)) return;
   const unsigned planes = static_cast<unsigned>(value.size());
   emulator::launch({planes}, kReduceThreads, kReduceThreads * sizeof(ExactSum<float>),

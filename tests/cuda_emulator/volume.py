@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tables import C1, C2, TOLERANCE, relative_error
+from tables import TOLERANCE, relative_error
 from torch import Tensor
 
 from ssim_fused._checks import gaussian_window
 
-from . import ROOT, TASKS, _array, load
+from . import ROOT, TASKS, _array, accumulation, coverage_of, load, random_mask, true_map
 from .mutations import Mutation
 
 KINDS = ["ssim", "contrast", "luminance", "nonnegative"]  # Kind of ssim_math.h
@@ -43,46 +43,37 @@ def volumes(shape, dtype=torch.float32, seed=0, noise=0.1) -> tuple[Tensor, Tens
     return volume.to(dtype), (volume + noise * (2 * rand(*shape) - 1)).to(dtype)
 
 
-def windows_of(taps) -> list[tuple[float, ...]]:
-    """A Gaussian along z, y and x: 1.5 wide at 11 taps."""
-    return [gaussian_window(length, 1.5 * length / 11) for length in taps]
+def sides_of(taps) -> tuple:
+    """Size and sigma of a Gaussian along z, y and x: 1.5 wide at 11 taps."""
+    return tuple((length, 1.5 * length / 11) for length in taps)
 
 
-def oracle_loss(x: Tensor, y: Tensor, taps, valid=False, kind="ssim") -> Tensor:
-    """1 minus the map by the textbook: a 3-D window, five convolutions; meant for float64."""
-    z, rows, columns = (torch.tensor(window, dtype=x.dtype) for window in windows_of(taps))
-    kernel = (z[:, None, None] * rows[:, None] * columns)[None, None]
-    padding = [0 if valid else length // 2 for length in taps]
-
-    def blur(volume: Tensor) -> Tensor:
-        out = F.conv3d(volume.reshape(-1, 1, *volume.shape[-3:]), kernel, padding=padding)
-        return out.view(*volume.shape[:2], *out.shape[-3:])
-
-    mu_x, mu_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
-    cov = blur(x * y) - mu_x * mu_y
-    luminance = (2 * mu_x * mu_y + C1) / (mu_x**2 + mu_y**2 + C1)
-    contrast = (2 * cov + C2) / (var_x + var_y + C2)
-    ssim = luminance * contrast
-    return 1 - {
-        "ssim": ssim,
-        "contrast": contrast,
-        "luminance": luminance,
-        "nonnegative": ssim.clamp(min=0),
-    }.get(kind)
-
-
-def run(native, task, x, y, taps, valid=False, *, kind="ssim", weight=None, cut=None, sms=4):
+def run(
+    native,
+    task,
+    x,
+    y,
+    taps,
+    valid=False,
+    *,
+    kind="ssim",
+    data_range=1.0,
+    weight=None,
+    mask=None,
+    cut=None,
+    sms=4,
+):
     """One launch: (sums of each volume, map, gradients to x and y, geometry), as tensors."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    accumulate = torch.float32 if half else x.dtype
+    map_dtype = x.dtype if x.dtype.is_floating_point else torch.float32
     size = [n - (k - 1 if valid else 0) for n, k in zip(x.shape[2:], taps)]
-    out_map = torch.full((*x.shape[:2], *size), float("nan"), dtype=x.dtype)
-    grads = [torch.empty_like(volume).fill_(float("nan")) for volume in (x, y)]
-    weight = torch.zeros((1,) * 5, dtype=accumulate) if weight is None else weight
+    out_map = torch.full((*x.shape[:2], *size), float("nan"), dtype=map_dtype)
+    grads = [torch.empty_like(volume, dtype=map_dtype).fill_(float("nan")) for volume in (x, y)]
     windows = np.zeros((3, MOST_TAPS))
-    for axis, window in enumerate(windows_of(taps)):
-        windows[axis, : len(window)] = window
+    for axis, side in enumerate(sides_of(taps)):
+        windows[axis, : taps[axis]] = gaussian_window(*side)
+    beside = [weight, mask, None]
+    if mask is not None:
+        beside[2] = coverage_of(mask, sides_of(taps), valid).to(mask.dtype)
     geometry = native.run(
         str(x.dtype).removeprefix("torch."),
         task,
@@ -92,8 +83,9 @@ def run(native, task, x, y, taps, valid=False, *, kind="ssim", weight=None, cut=
         tuple(taps),
         KINDS.index(kind),
         valid,
+        data_range,
         sms,
-        weight.numpy(),
+        *(None if value is None else value.numpy() for value in beside),
         _array(out_map),
         *(_array(grad) for grad in grads),
         cut,
@@ -103,28 +95,29 @@ def run(native, task, x, y, taps, valid=False, *, kind="ssim", weight=None, cut=
     return sums, out_map, *grads, geometry
 
 
-def check(native, task, x, y, taps=(11, 11, 11), valid=False, *, kind="ssim", **how) -> dict:
-    """One launch against the textbook formula in float64; the geometry that it had."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    accumulate = torch.float32 if half else x.dtype
+def check(native, task, x, y, taps=(11, 11, 11), valid=False, **how) -> dict:
+    """One launch against the textbook formula in float64; the geometry that it had.
+
+    A backward task without a `weight` gets a random one.
+    """
+    accumulate = accumulation(x.dtype)
     true_x, true_y = (t.detach().double().requires_grad_() for t in (x, y))
-    true = oracle_loss(true_x, true_y, taps, valid, kind)
-    weight, weights = None, torch.ones_like(true)
-    if task.startswith("backward"):
+    kind, data_range = how.get("kind", "ssim"), how.get("data_range", 1.0)
+    given = (sides_of(taps), valid, kind, data_range, how.get("mask"))
+    true = true_map(true_x, true_y, *given)
+    if task.startswith("backward") and how.get("weight") is None:
         weight = (torch.rand(true.shape) + 0.5).to(accumulate)
         # a view of other strides
-        weight = weight.transpose(2, 4).contiguous().transpose(2, 4)
-        weights = weight.double()
-    sums, out_map, *grads, geometry = run(
-        native, task, x, y, taps, valid, kind=kind, weight=weight, **how
-    )
+        how["weight"] = weight.transpose(2, 4).contiguous().transpose(2, 4)
+    weighted = true if how.get("weight") is None else true * how["weight"].double()
+    sums, out_map, *grads, geometry = run(native, task, x, y, taps, valid, **how)
     value_tolerance, _ = TOLERANCE[accumulate]
-    _, grad_tolerance = TOLERANCE[x.dtype]
+    _, grad_tolerance = TOLERANCE[out_map.dtype]
     if task in ("value", "gradient", "gradients"):
-        error = relative_error(sums, true.detach().sum(dim=(2, 3, 4)))
+        error = relative_error(sums, weighted.detach().sum(dim=(2, 3, 4)))
         assert error <= value_tolerance, f"sums: {error:.1e}"
         total = torch.tensor(geometry["total"], dtype=torch.float64)
-        error = relative_error(total, true.detach().sum())
+        error = relative_error(total, weighted.detach().sum())
         assert error <= value_tolerance, f"total: {error:.1e}"
         assert geometry["arrived"] == 0, "the next launch would miscount its blocks"
     if task == "map":
@@ -132,7 +125,7 @@ def check(native, task, x, y, taps=(11, 11, 11), valid=False, *, kind="ssim", **
         # a voxel keeps the rounding that a sum averages out, see MAP_TOLERANCE
         assert error <= max(10 * value_tolerance, grad_tolerance), f"map: {error:.1e}"
     if task not in ("value", "map"):
-        true_grads = torch.autograd.grad(true, (true_x, true_y), weights)
+        true_grads = torch.autograd.grad(weighted.sum(), (true_x, true_y))
         error = relative_error(grads[0], true_grads[0])
         assert error <= grad_tolerance, f"gradient to x: {error:.1e}"
         if task.endswith("s"):
@@ -162,9 +155,37 @@ def quick_checks(native) -> None:
                 blocks = (2, 3, 3) if cut and taps[0] != 11 else cut
                 valid = cut is not None and task == "gradients"
                 check(native, task, x, wide[..., ::2], taps, valid, cut=blocks)
+        quick_extra_checks(native, task)
+
+
+def quick_extra_checks(native, task) -> None:
+    """The same for what few calls ask for."""
+    for shape, cut in QUICK[1:]:
+        for taps in ((11, 11, 11), (3, 5, 7)):
+            x, y = volumes(shape)
+            for expanded in (False, True):
+                mask = random_mask((*shape[:1], 1, *shape[2:]) if expanded else shape)
+                weight = (torch.rand(1, 1, 1, 1, shape[4]) + 0.5).expand(shape)
+                how = {"mask": mask.expand(shape), "weight": weight}
+                check(native, task, x, y, taps, cut=cut and (2, 3, 3), **how)
 
 
 MUTATIONS = {
+    "a mask ignored by windows": Mutation("* (share * s.of[map])", "* s.of[map]"),
+    "seen outside the volume": Mutation(
+        "has_mask() ? A(0) : A(1);  // outside", "A(1);  // outside"
+    ),
+    "the next window's coverage": Mutation(
+        "offset(p_.coverage_stride, z, y, x)", "offset(p_.coverage_stride, z, y, x + 1)", "address"
+    ),
+    "a window that does not count": Mutation(
+        "if (!(coverage > A(0))) loss = A(0);", "if (coverage < A(0)) loss = A(0);"
+    ),
+    "coverage forgotten on the way back": Mutation("weight *= coverage;\n        // one", "// one"),
+    "a gradient to what is masked": Mutation(
+        "? share * grad : A(0); };\n    const A scale", "? grad : A(0); };\n    const A scale"
+    ),
+    "a weight ignored in the sum": Mutation("sum_.add(weight * loss)", "sum_.add(loss)"),
     "no barrier after the pixels": Mutation(
         "      leave_pixels();\n      __syncthreads();\n", "      leave_pixels();\n", "thread"
     ),

@@ -31,9 +31,10 @@ void set_contiguous(Int64 (&stride)[5], int c, const int (&size)[3]) {
   stride[0] = stride[1] * c;
 }
 
-void run(const Case& a, Task task) {
+// `any`: with what few calls ask for
+void run(const Case& a, Task task, bool any) {
   VolumeProblem<float> p{};
-  p.g = choose_volume_geometry(a.n, a.c, a.size, a.taps, a.valid, task, sizeof(float), 4);
+  p.g = choose_volume_geometry(a.n, a.c, a.size, a.taps, a.valid, any, task, sizeof(float), 4);
   for (int axis = 0; axis < 3; ++axis) p.g.blocks_of[axis] = a.blocks[axis];
   complete(p.g, derivative_maps(task));
   if (!fits(p.g)) std::abort();
@@ -42,11 +43,16 @@ void run(const Case& a, Task task) {
   const size_t voxels = planes * a.size[0] * a.size[1] * a.size[2];
   const size_t windows = planes * p.g.out[0] * p.g.out[1] * p.g.out[2];
   const std::vector<float> x = random_volume(voxels), y = random_volume(voxels);
-  const std::vector<float> weight = random_volume(windows);
+  const std::vector<float> weight = random_volume(windows), coverage = random_volume(windows);
+  const std::vector<float> mask = random_volume(voxels);
   std::vector<float> map(windows), grad_x(voxels), grad_y(voxels), parts(p.g.parts());
   p.input = x.data();
   p.target = y.data();
-  p.weight = weight.data();
+  if (is_weighted(task) || any) p.weight = weight.data();
+  if (any) {
+    p.mask = mask.data();
+    p.coverage = coverage.data();
+  }
   p.map = map.data();
   p.grad_input = grad_x.data();
   p.grad_target = grad_y.data();
@@ -61,6 +67,8 @@ void run(const Case& a, Task task) {
     set_contiguous(*stride, a.c, a.size);
   }
   set_contiguous(p.weight_stride, a.c, p.g.out);
+  set_contiguous(p.mask_stride, a.c, a.size);
+  set_contiguous(p.coverage_stride, a.c, p.g.out);
   p.c1 = 1e-4f;
   p.c2 = 9e-4f;
   p.inverse_range = p.grad_scale = 1;
@@ -69,7 +77,7 @@ void run(const Case& a, Task task) {
       p.window[axis][k] = 1.0f / static_cast<float>(a.taps[axis]);
     }
   }
-  dispatch_volume(task, p.g, [&]<bool kFast, Task kTask>() {
+  dispatch_volume<float>(task, p.g, [&]<bool kFast, Task kTask>() {
     emulator::launch({static_cast<unsigned>(p.g.blocks)}, p.g.threads,
                      p.g.shared_words() * sizeof(float),
                      [&] { volume_kernel<float, kFast, kTask>(p); });
@@ -95,7 +103,10 @@ int main() {
                         Task::gradients, Task::backward, Task::backwards};
 #endif
   for (const Case& a : cases) {
-    for (Task task : tasks) run(a, task);
+    for (Task task : tasks) {
+      run(a, task, false);
+      if (a.taps[0] != kFastTaps) run(a, task, true);
+    }
   }
   std::puts("done");
 }

@@ -13,6 +13,7 @@
 #include "cuda_on_cpu.h"
 // after cuda_on_cpu.h, which defines what they need
 #include "ssim_cuda_kernel.h"
+#include "ssim_cuda_unpool_kernel.h"
 #include "ssim_cuda_volume_kernel.h"
 
 using namespace ssim_fused;
@@ -89,14 +90,13 @@ void add_kernels() {
         });
       }
     }
-    if (!kHasGradient<T>) continue;
     for (bool fast : {false, true}) {
       VolumeGeometry g{};
       g.fast = fast;
-      dispatch_volume(static_cast<Task>(task), g, [&]<bool kFast, Task kTask>() {
+      dispatch_volume<T>(static_cast<Task>(task), g, [&]<bool kFast, Task kTask>() {
         Body& body = bodies()["ssim_fused::volume_kernel<" + type + "," + word(kFast) + "," +
                               number("Task", task) + ">"];
-        if constexpr (sizeof(T) == 4) {
+        if constexpr (sizeof(T) == 4 || std::is_same_v<T, uint8>) {
           body = [](void** parameters) {
             volume_kernel<T, kFast, kTask>(*static_cast<const VolumeProblem<A>*>(parameters[0]));
           };
@@ -107,10 +107,13 @@ void add_kernels() {
 }
 
 template <typename A>
-void add_reduce() {
+void add_others() {
   bodies()[std::string("ssim_fused::reduce_kernel<") + kName<A> + ">"] = [](void** parameters) {
     reduce_kernel<A>(*static_cast<const A**>(parameters[0]), *static_cast<Int64*>(parameters[1]),
                      *static_cast<double*>(parameters[2]), *static_cast<A**>(parameters[3]));
+  };
+  bodies()[std::string("ssim_fused::unpool_kernel<") + kName<A> + ">"] = [](void** parameters) {
+    unpool_kernel<A>(*static_cast<const Unpooling<A>*>(parameters[0]));
   };
 }
 
@@ -122,8 +125,8 @@ const std::map<std::string, Body>& all_bodies() {
     add_kernels<bfloat16>();
     add_kernels<uint8>();
     add_kernels<uint16>();
-    add_reduce<float>();
-    add_reduce<double>();
+    add_others<float>();
+    add_others<double>();
   }
   return bodies();
 }

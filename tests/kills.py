@@ -7,6 +7,7 @@ of a run that nobody killed.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from evaluation_tables import save_pairs
 from PIL import Image
+
+from ssim_fused.evaluation import writers
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = ["--epochs", "30", "--batch-size", "4", "--checkpoint-every", "4"]  # 180 steps
@@ -78,6 +81,9 @@ class Training:
     def results(self, name: str) -> Path:
         return self.folder / name / "test" / "metrics.csv"
 
+    def reported(self, name: str) -> list:
+        return whole_lines(self.results(name))
+
     def command(self, name: str) -> list:
         runs = self.folder / name
         options = ["--runs", runs, "--name", "test", "--data", self.data, "--device", "cpu"]
@@ -98,25 +104,40 @@ class Evaluation:
     """``ssim-fused compare``; what it reports is a line for each pair."""
 
     goes_on = True  # behind the last line
+    kind = "csv"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pairs = save_many(folder, PAIRS)
 
     def results(self, name: str) -> Path:
-        return self.folder / name / "results.csv"
+        return self.folder / name / f"results.{self.kind}"
+
+    def reported(self, name: str) -> list:
+        return whole_lines(self.results(name))
 
     def command(self, name: str) -> list:
         path = self.results(name)
         path.parent.mkdir(exist_ok=True)
-        options = ["compare", *self.pairs, "--csv", path, "--resume"]
+        options = ["compare", *self.pairs, f"--{self.kind}", path, "--resume"]
         return [sys.executable, "-m", "ssim_fused.command", *options]
 
     def check(self, name: str, unbroken: str) -> None:
         # in the order in which they were done
-        assert sorted(whole_lines(self.results(name))) == sorted(
-            whole_lines(self.results(unbroken))
-        )
+        assert sorted(self.reported(name)) == sorted(self.reported(unbroken))
+
+
+class TableEvaluation(Evaluation):
+    """The same into a Parquet table, which is made at the end."""
+
+    kind = "parquet"
+
+    def reported(self, name: str) -> list:
+        results = writers.read_results("parquet", self.results(name))
+        return [json.dumps(result) for result in results]
+
+
+KINDS = (Training, Evaluation, TableEvaluation)
 
 
 def kill(work: Training | Evaluation, times: int, moments: random.Random) -> int:
@@ -124,14 +145,14 @@ def kill(work: Training | Evaluation, times: int, moments: random.Random) -> int
     begun = time.monotonic()
     assert not run(work.command("unbroken"))
     takes = time.monotonic() - begun
-    reported_by_whole = set(whole_lines(work.results("unbroken")))
+    reported_by_whole = set(work.reported("unbroken"))
     killed = runs = 0
     while killed < times:
         shutil.rmtree(work.folder / "broken", ignore_errors=True)
-        before: list[bytes] = []
+        before: list = []
         while run(work.command("broken"), moments.uniform(0, takes) if killed < times else None):
             killed += 1
-            reported = whole_lines(work.results("broken"))
+            reported = work.reported("broken")
             assert set(reported) <= reported_by_whole, "it reported what was not so"
             assert len(set(reported)) == len(reported), "it reported something twice"
             if work.goes_on:
@@ -148,7 +169,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    for kind in (Training, Evaluation):
+    for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             runs = kill(kind(Path(folder)), given.times, random.Random(given.seed))
         print(f"{kind.__name__}: killed {given.times} times in {runs} runs, nothing lost")

@@ -282,6 +282,26 @@ def test_torchrun_shares_merges_and_resumes(tmp_path):
     assert list(tmp_path.glob("r.*")) == [path]
 
 
+def test_a_killed_table_is_resumed(tmp_path):
+    """As torchrun's ranks leave it: a journal of one that was killed, a table of another."""
+    a, b = save_pairs(tmp_path, 5)
+    path = tmp_path / "r.parquet"
+    assert call("compare", a, b, "--parquet", path).exit_code == 0
+    expected = list(writers.read_results("parquet", path))
+    path.unlink()
+    writer = writers.open_writer("parquet", tmp_path / "r.parquet.rank0")
+    writer.write(expected[:2])  # without a close
+    writer = writers.open_writer("parquet", tmp_path / "r.parquet.rank1")
+    writer.write(expected[3:4])
+    writer.close()
+    done = call("compare", a, b, "--parquet", path, "--resume")
+    assert done.exit_code == 0
+    assert "5 compared" in done.output
+    order = lambda result: result["input"]  # noqa: E731
+    assert sorted(writers.read_results("parquet", path), key=order) == expected
+    assert list(tmp_path.glob("r.*")) == [path]
+
+
 # ---- the rest ----
 
 

@@ -408,15 +408,36 @@ def test_others_can_read_them(tmp_path):
     assert table["ssim"].to_pylist() == [result["ssim"] for result in made]
 
 
-@pytest.mark.parametrize("kind", ["csv", "json"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_process_leaves_whole_lines(tmp_path, kind):
     made = results(tmp_path)
     path = tmp_path / f"r.{kind}"
     writer = writers.open_writer(kind, path)
     writer.write(made)
-    content = path.read_bytes()  # without a close
-    path.write_bytes(content[:-9])
+    (file,) = writers.files_of(kind, path)  # of Parquet, a journal
+    content = file.read_bytes()  # without a close
+    file.write_bytes(content[:-9])
     assert list(writers.read_results(kind, path)) == made[:2]
+    writers.rewrite(kind, path, list(writers.read_results(kind, path)))
+    assert writers.files_of(kind, path) == [path]
+    assert list(writers.read_results(kind, path)) == made[:2]
+    assert list(tmp_path.glob("r.*")) == [path]
+
+
+def test_a_table_goes_on_where_it_ended(tmp_path):
+    made = results(tmp_path)
+    path = tmp_path / "r.parquet"
+    for part in (made[:1], made[1:]):
+        writer = writers.open_writer("parquet", path, append=True)
+        writer.write(part)
+        writer.close()
+    assert pq.read_table(path)["ssim"].to_pylist() == [result["ssim"] for result in made]
+    nan = dict(made[1], ssim=math.nan)
+    writer = writers.open_writer("parquet", path)  # not append: what was there goes at once
+    writer.write([nan])
+    assert [math.isnan(r["ssim"]) for r in writers.read_results("parquet", path)] == [True]
+    writers.remove_results("parquet", path)
+    assert not list(tmp_path.glob("r.*"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -465,11 +486,11 @@ def test_a_full_disk_is_named_and_the_others_go_on(tmp_path):
     outcome = evaluated(pairs, {"parquet": Path("/dev/full")})
     assert outcome.failures == ["/dev/full: cannot be written: is not a regular file"]
     assert outcome.summary.compared == 0  # nobody would have seen it
-    (tmp_path / "r.parquet.part").symlink_to("/dev/full")  # where the table is written at first
+    (tmp_path / "r.parquet.part").symlink_to("/dev/full")  # the journal
     outcome = evaluated(pairs, {"parquet": tmp_path / "r.parquet"})
     assert len(outcome.failures) == 1
     assert "No space left on device" in outcome.failures[0]
-    assert not list(tmp_path.glob("r.parquet*"))
+    assert not (tmp_path / "r.parquet").exists()
     assert Path("/dev/full").is_char_device()
 
 
@@ -483,8 +504,12 @@ def test_a_disk_that_fills_up_under_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     outcome = evaluated(pairs, {"parquet": tmp_path / "r.parquet", "csv": tmp_path / "r.csv"})
     assert outcome.failures == [f"{tmp_path}/r.parquet: cannot be written: No space left on device"]
-    assert not list(tmp_path.glob("r.parquet*"))
-    assert len(list(writers.read_results("csv", tmp_path / "r.csv"))) == 3
+    assert list(tmp_path.glob("r.parquet*")) == [tmp_path / "r.parquet.part"]
+    for kind in ("csv", "parquet"):  # finished results are kept, in whatever file
+        assert len(list(writers.read_results(kind, tmp_path / f"r.{kind}"))) == 3
+    monkeypatch.undo()
+    run.resume({"parquet": tmp_path / "r.parquet"}, {}, Settings())
+    assert pq.read_table(tmp_path / "r.parquet").num_rows == 3
 
 
 def test_summary_of_parts_is_that_of_the_whole(tmp_path):

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 import kills
 
 
-@pytest.mark.parametrize("kind", [kills.Training, kills.Evaluation])
+@pytest.mark.parametrize("kind", kills.KINDS)
 def test_what_was_reported_stands_after_kills(kind, tmp_path):
     seed = time.time_ns()
     print(f"seed {seed}")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from .outputs import Outputs, cannot_write
 from .pairs import Pair
 from .run import Outcome
-from .writers import read_results, rewrite
+from .writers import JOURNAL, read_results, remove_results, rewrite
 
 
 class Ranks:
@@ -37,10 +37,12 @@ class Ranks:
 
     def parts(self, outputs: Outputs) -> dict[str, list[Path]]:
         """Files that processes of this run, or of an earlier one of any size, have left."""
-        return {
-            kind: sorted(path.parent.glob(f"{_escaped(path.name)}.rank*[0-9]"))
-            for kind, path in outputs.items()
-        }
+        found = {}
+        for kind, path in outputs.items():
+            pattern = f"{_escaped(path.name)}.rank*[0-9]"
+            files = [*path.parent.glob(pattern), *path.parent.glob(pattern + JOURNAL)]
+            found[kind] = sorted({p.with_name(p.name.removesuffix(JOURNAL)) for p in files})
+        return found
 
     def wait(self) -> None:
         """For the others."""
@@ -88,7 +90,7 @@ def merge_files(kind: str, path: Path, parts: list[Path], append: bool) -> None:
     files = [path, *parts] if append else parts
     rewrite(kind, path, itertools.chain.from_iterable(read_results(kind, p) for p in files))
     for part in parts:
-        part.unlink()
+        remove_results(kind, part)
 
 
 def _part(path: Path, rank: int) -> Path:

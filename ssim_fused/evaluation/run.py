@@ -15,7 +15,15 @@ from .compare import Result, Settings, compare_files, failed
 from .outputs import Files, Outputs
 from .pairs import Pair
 from .summary import Summary
-from .writers import ResultsError, key_of, open_writer, read_results, rewrite
+from .writers import (
+    ResultsError,
+    files_of,
+    key_of,
+    open_writer,
+    read_results,
+    remove_results,
+    rewrite,
+)
 
 _IN_FLIGHT = 4  # pairs for each thread that wait for their turn or for their elders
 
@@ -73,10 +81,10 @@ def resume(outputs: Outputs, parts: dict[str, list[Path]], settings: Settings) -
     files = {kind: [path, *parts.get(kind, [])] for kind, path in outputs.items()}
     common = set.intersection(*({key for key, _ in _good(k, f)} for k, f in files.items()))
     for kind, (path, *others) in files.items():
-        if path.exists() or others:
+        if others or files_of(kind, path):
             rewrite(kind, path, _once(kind, [path, *others], common, settings))
         for part in others:
-            part.unlink()
+            remove_results(kind, part)
 
 
 def _good(kind: str, files: list[Path]) -> Iterator[tuple[int, Result]]:

@@ -9,7 +9,7 @@ from .outputs import Outputs
 from .pairs import Pairs
 from .ranks import Ranks
 from .run import Outcome, evaluate, finished, resume
-from .writers import ResultsError, key_of
+from .writers import ResultsError, key_of, remove_results
 
 
 def run_session(
@@ -66,8 +66,9 @@ def _prepare(outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool)
         if resuming:
             resume(outputs, parts, settings)
         else:
-            for part in (part for of_kind in parts.values() for part in of_kind):
-                part.unlink()
+            for kind, of_kind in parts.items():
+                for part in of_kind:
+                    remove_results(kind, part)
     except (ResultsError, OSError) as error:
         return str(error)
     return None

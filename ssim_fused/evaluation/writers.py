@@ -1,8 +1,8 @@
 """Results in files: CSV, JSON Lines and Parquet, written as they come and read again to resume.
 
 CSV and JSON Lines can be read at any moment, also after the process is killed: what is there is
-whole lines, but for the last. Parquet has its index at the end, so it takes its name only when it
-is closed, which an interruption (Ctrl-C) does.
+whole lines, but for the last. Parquet has its index at the end, so results go to a journal beside
+it, which becomes a table when no more come or an interruption (Ctrl-C) ends the run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import pyarrow.parquet
 
 from .compare import FIELDS, Result
 
-_ROW_GROUP = 8192  # results that are in memory until Parquet writes them
+_ROW_GROUP = 8192  # results of a table that are in memory at once
 
 
 class ResultsError(ValueError):
@@ -154,59 +155,62 @@ _ARROW = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
 _SCHEMA = pyarrow.schema([(name, _ARROW[kind]) for name, kind in FIELDS.items()])
 
 
+JOURNAL = ".part"  # ends the name of a journal
+
+
+def _journal_of(path: Path) -> Path:
+    return path.with_name(path.name + JOURNAL)
+
+
+class _Journal(_TextWriter):
+    """An object a line, as Python's json has them: NaN and Infinity are numbers."""
+
+    def _line(self, result: Result) -> str:
+        return json.dumps({name: result[name] for name in self._fields}) + "\n"
+
+
 class ParquetWriter:
-    """FIELDS as columns. Written beside ``path``, whose name it takes when it is closed."""
+    """FIELDS as columns. Until it is closed, results are in a journal beside it."""
 
     def __init__(self, path: Path, append: bool) -> None:
         _check_regular(path)
         self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._rows: list[Result] = []
-        self._file: Any = None
-        try:
-            self._file = pyarrow.parquet.ParquetWriter(self._part, _SCHEMA)
-            if append and path.exists():
-                self._copy(path)
-        except OSError:
-            self.abandon()
-            raise
-
-    def _copy(self, path: Path) -> None:
-        with pyarrow.parquet.ParquetFile(path) as before:
-            for batch in before.iter_batches():
-                self._file.write_batch(batch)
+        self._journal = _Journal(_journal_of(path), append)
+        if not append:
+            path.unlink(missing_ok=True)
 
     def write(self, results: list[Result]) -> None:
-        """Add results."""
-        self._rows += results
-        if len(self._rows) >= _ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._file.write_table(pyarrow.Table.from_pylist(self._rows, _SCHEMA))
-        self._rows = []
+        """Add results to the journal."""
+        self._journal.write(results)
 
     def close(self) -> None:
-        """Make it a file that can be read."""
-        if self._rows:
-            self._flush()
-        self._file.close()
-        os.replace(self._part, self._path)
+        """Make a table of what there was and of the journal; that stays where this fails."""
+        self._journal.close()
+        table = self._path.with_name(self._path.name + ".table")
+        try:
+            with pyarrow.parquet.ParquetWriter(table, _SCHEMA) as file:
+                for block in _blocks(_read_parquet(self._path)):
+                    file.write_table(pyarrow.Table.from_pylist(block, _SCHEMA))
+            os.replace(table, self._path)
+        finally:
+            table.unlink(missing_ok=True)
+        _journal_of(self._path).unlink()
 
     def abandon(self) -> None:
-        """Without its index it cannot be read: it goes."""
-        with contextlib.suppress(OSError, pyarrow.ArrowException):
-            if self._file is not None:
-                self._file.close()
-        self._part.unlink(missing_ok=True)
+        """What is in the journal stays."""
+        self._journal.abandon()
 
 
 def _read_parquet(path: Path) -> Iterator[Result]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if file.schema_arrow.names != list(FIELDS):
-            raise ResultsError(f"{path}: its columns are not those of results")
-        for batch in file.iter_batches(batch_size=_ROW_GROUP):
-            yield from batch.to_pylist()
+    """What is in the table, then what is in the journal, where there are such."""
+    if path.exists():
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.schema_arrow.names != list(FIELDS):
+                raise ResultsError(f"{path}: its columns are not those of results")
+            for batch in file.iter_batches(batch_size=_ROW_GROUP):
+                yield from batch.to_pylist()
+    if _journal_of(path).exists():
+        yield from _read_json(_journal_of(path))
 
 
 # ---- all kinds ----
@@ -225,13 +229,19 @@ def open_writer(kind: str, path: Path, append: bool = False) -> Writer:
     return _WRITERS[kind](path, append)
 
 
+def files_of(kind: str, path: Path) -> list[Path]:
+    """The files that hold what was written to a path; none where nothing was."""
+    files = [path, _journal_of(path)] if kind == "parquet" else [path]
+    return [file for file in files if file.exists()]
+
+
 def read_results(kind: str, path: Path) -> Iterator[Result]:
     """The results in a file; nothing where there is none.
 
     Raises:
         ResultsError: it holds something else.
     """
-    if not path.exists():
+    if not files_of(kind, path):
         return
     try:
         yield from _READERS[kind](path)
@@ -241,20 +251,29 @@ def read_results(kind: str, path: Path) -> Iterator[Result]:
         raise ResultsError(f"{path}: cannot be read: {error}") from None
 
 
+def remove_results(kind: str, path: Path) -> None:
+    """Remove what was written to a path."""
+    for file in files_of(kind, path):
+        file.unlink()
+
+
+def _blocks(results: Iterable[Result]) -> Iterator[list[Result]]:
+    rest = iter(results)
+    return iter(lambda: list(itertools.islice(rest, _ROW_GROUP)), [])
+
+
 def rewrite(kind: str, path: Path, results: Iterable[Result]) -> None:
     """A file of these results in place of one that may be read for them."""
     _check_regular(path)
     new = path.with_name(path.name + ".new")
     writer = open_writer(kind, new)
-    block: list[Result] = []
-    for result in results:
-        block.append(result)
-        if len(block) == _ROW_GROUP:
-            writer.write(block)
-            block = []
-    writer.write(block)
+    for block in _blocks(results):
+        writer.write(block)
     writer.close()
     os.replace(new, path)
+    for file in files_of(kind, path):
+        if file != path:  # what it held is in the new one
+            file.unlink()
 
 
 def key_of(input: str | None, target: str | None) -> int:

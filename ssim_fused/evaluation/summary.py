@@ -6,6 +6,8 @@ import heapq
 import math
 from array import array
 
+import numpy as np
+
 from .compare import Result
 
 _MEANS = ("ssim", "ms_ssim", "mse", "l1")
@@ -76,10 +78,10 @@ class Summary:
         return {name: total / count for name, (total, count) in self._sums.items() if count}
 
     def quantiles(self, *shares: float) -> list[float]:
-        """SSIMs below which these shares of the pairs lie."""
-        ordered = sorted(self.similarities)
-        last = len(ordered) - 1
-        return [ordered[round(share * last)] if ordered else math.nan for share in shares]
+        """SSIMs below which these shares of the pairs lie, interpolated."""
+        if not self.similarities:
+            return [math.nan for _ in shares]
+        return np.quantile(self.similarities, shares).tolist()
 
     def least(self) -> float:
         """The least SSIM; NaN where nothing was compared."""

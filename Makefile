@@ -19,8 +19,8 @@ REF ?= HEAD
 # two files of tests at a time
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: help train compare test faults fuzz kills lint format bench bench-full bench-against gpu gpu-cost
-.PHONY: docs figures report wheel wheel-matrix install-matrix lint-workflows lock info clean
+.PHONY: help train compare test faults fuzz kills mutants lint format bench bench-full bench-against
+.PHONY: gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +39,9 @@ faults: $(VENV)/built ## plant every fault in the CUDA kernels, half an hour: ne
 
 fuzz: $(VENV)/built ## ten minutes of arbitrary calls of the operators, under sanitizers
 	cd tests && $(CURDIR)/$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1
+
+mutants: $(VENV)/built ## small changes to the code, and which of them the tests see; an hour
+	cd tests && $(CURDIR)/$(BIN)/python -m mutants $(ARGS)
 
 kills: $(VENV)/built ## training and evaluation, each killed at 50 random moments
 	cd tests && $(CURDIR)/$(BIN)/python -m kills --times 50

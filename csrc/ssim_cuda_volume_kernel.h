@@ -14,10 +14,10 @@
 //     |  | derivatives   |  |                      -> formula -> derivatives
 //     |  |  +---------+  |  |                                            |
 //     |  |  | 16 x 16 |  |  |                                            v
-//     |  |  | gradient|  |  |                    10 unfinished slices of the gradient [ z-5 .. z+4
-//     ] |  |  +---------+  |  |                                            | |  +---------------+
-//     |                    gradient of z - 5     <-+   -> memory
-//     +---------------------+
+//     |  |  | gradient|  |  |                    10 unfinished slices of
+//     |  |  +---------+  |  |                       the gradient     [ z-5 ... z+4 ]
+//     |  +---------------+  |                                            |
+//     +---------------------+                    gradient of z - 5     <-+   -> memory
 //
 // For each slice, with a barrier after each of the first four:
 //

@@ -72,9 +72,8 @@ SSIM_HOST_DEVICE T square(T x) {
 
 // Two functions of which a CPU's vectors have their own, faster ones, visible where terms() is
 // used:
-//   nonnegative_of(x)  x, or 0 where rounding has pushed a variance a hair below; NaN passes
-//   through reciprocal_of(x)   1 / x of a positive x; on a GPU without the slow path for subnormal
-//   numbers
+//   nonnegative_of(x)  x, or 0 where rounding has pushed a variance a hair below; NaN passes through
+//   reciprocal_of(x)   1 / x of a positive x; on a GPU without the slow path for subnormal numbers
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__) || defined(SSIM_CUDA_EMULATOR)
 template <typename T>
 SSIM_HOST_DEVICE T nonnegative_of(T x) {

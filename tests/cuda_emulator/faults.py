@@ -2,7 +2,8 @@
 
 ``python -m cuda_emulator.faults`` plants all of them, which takes half an hour on two cores, and
 writes what was seen to faults_seen.json, together with a digest of the sources: cut short, it goes
-on where it was. The tests plant a few, and fail where the record is of other sources.
+on where it was. Of faults that are planted in another way than before, it plants those alone. The
+tests plant a few, and fail where the record is of other sources.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import CSRC, HERE, kernel_headers, volume
-from .mutations import MUTATIONS, Mutation, planted
+from . import CSRC, HERE, kernel_headers
+from .mutations import MUTATIONS, VOLUME_MUTATIONS, Mutation, planted
 from .sanitizers import FOUND, SANITIZERS, run_sanitized
 
 RECORD = HERE / "faults_seen.json"
@@ -37,7 +38,7 @@ class Family:
 
 FAMILIES = {
     "images": Family(MUTATIONS, "cuda_emulator", "sanitized.cpp"),
-    "volumes": Family(volume.MUTATIONS, "cuda_emulator.volume", "volume_sanitized.cpp"),
+    "volumes": Family(VOLUME_MUTATIONS, "cuda_emulator.volume", "volume_sanitized.cpp"),
 }
 
 
@@ -69,9 +70,21 @@ def what_was_seen(family: str, name: str) -> str:
 
 def digest() -> str:
     """Of everything that decides what is seen: kernels (comments apart), emulator, checks."""
-    sources = [*kernel_headers(CSRC), *HERE.glob("*.cpp"), *HERE.glob("*.h"), *HERE.glob("*.py")]
+    checks = [path for path in HERE.glob("*.py") if path.name != "mutations.py"]
+    sources = [*kernel_headers(CSRC), *HERE.glob("*.cpp"), *HERE.glob("*.h"), *checks]
     text = "".join(path.read_text() for path in [*sorted(sources), TESTS / "tables.py"])
     return hashlib.sha256(re.sub(r"//.*|\s", "", text).encode()).hexdigest()
+
+
+def entry(mutation: Mutation, said: str) -> dict[str, str]:
+    """What the record has of a fault: how it was planted, and what was said."""
+    return {"old": mutation.old, "new": mutation.new, "by": mutation.seen_by, "said": said}
+
+
+def is_seen(record: dict, family: str, name: str) -> bool:
+    """Whether the record has this fault, planted as it would be now."""
+    found = record["seen"][family].get(name)
+    return bool(found) and found == entry(FAMILIES[family].mutations[name], found["said"])
 
 
 def main() -> None:
@@ -86,7 +99,7 @@ def main() -> None:
             pool.submit(what_was_seen, family, name): (family, name)
             for family, of in FAMILIES.items()
             for name in of.mutations
-            if name not in record["seen"][family]
+            if not is_seen(record, family, name)
         }
         for done in as_completed(planting):
             family, name = planting[done]
@@ -95,7 +108,7 @@ def main() -> None:
             print(f"{family}, {name}: {said or error or 'NOT SEEN'}", flush=True)
             failed |= not said
             if said and digest() == now:
-                record["seen"][family][name] = said
+                record["seen"][family][name] = entry(FAMILIES[family].mutations[name], said)
                 RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     if failed or digest() != now:
         raise SystemExit("not every fault was seen, or the sources have changed meanwhile")

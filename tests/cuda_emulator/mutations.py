@@ -1,4 +1,4 @@
-"""Faults planted in the CUDA kernel one at a time, to show that the tests see them."""
+"""Faults planted in the CUDA kernels one at a time, to show that the tests see them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ MUTATIONS = {
         "    if (thread() == 0) *p_.arrived = 0;\n", ""
     ),
     "padding missing": Mutation("    if (y < last_y_) fill_outside();", "    (void)0;"),
-    "wrong plane": Mutation("stride[0] + c * stride[1]", "stride[0] + (c + n) * stride[1]"),
+    "wrong plane": Mutation("stride[0] + c * stride[1];", "stride[0] + (c + n) * stride[1];"),
     "rows not shifted": Mutation("u_[i] = u_[i + kRows];", "u_[i] = u_[i + kRows - 1];"),
     "a tile's pixels one row short": Mutation(
         "const int from = pixels_from_, rows = step() + kHalo;",
@@ -111,8 +111,8 @@ MUTATIONS = {
         "(x + i) * p_.weight_stride[3]", "(x + i + 1) * p_.weight_stride[3]", "address"
     ),
     "a term's pixel counted twice at the end of a tile": Mutation(
-        "(x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_",
-        "(x0_ < x1_ && x1_ == g_.out_w ? g_.w : least(x1_ + 1, g_.w)) - x0_",
+        "x0_ < x1_ && x1_ == g_.out_w ? g_.w : x1_) - x0_",
+        "x0_ < x1_ && x1_ == g_.out_w ? g_.w : least(x1_ + 1, g_.w)) - x0_",
     ),
     "terms of an empty tile": Mutation("x0_ < x1_ && x1_ == g_.out_w", "x1_ == g_.out_w"),
     "terms beside the map forgotten": Mutation("y1_ == g_.out_h ? g_.h : y1_", "y1_"),
@@ -150,7 +150,7 @@ MUTATIONS = {
     "carried back from beyond the half": Mutation(" && j < (p.w + p.pool_x) / 2", "", "address"),
     "a row's second block forgotten": Mutation("part * p.threads", "part * 0"),
     "a mask ignored by windows": Mutation(
-        "= share * statistic(map, u, v)", "= statistic(map, u, v)"
+        "= share * statistic(map, u, v)", "= (share > 0 ? 1 : 0) * statistic(map, u, v)"
     ),
     "seen above the image": Mutation(
         "c.mask[y * p_.mask_stride[2]] : A(0);", "c.mask[y * p_.mask_stride[2]] : A(1);"
@@ -194,6 +194,125 @@ MUTATIONS = {
     "offset of 32 bits": Mutation(
         "return n * stride[0] + c * stride[1];",
         "return static_cast<signed char>(n * stride[0]) + c * stride[1];",
+    ),
+}
+
+
+VOLUME_MUTATIONS = {
+    "a mask ignored by windows": Mutation("* (share * s.of[map])", "* s.of[map]"),
+    "seen outside the volume": Mutation(
+        "has_mask() ? A(0) : A(1);  // outside", "A(1);  // outside"
+    ),
+    "the next window's coverage": Mutation(
+        "offset(p_.coverage_stride, z, y, x)", "offset(p_.coverage_stride, z, y, x + 1)", "address"
+    ),
+    "a window that does not count": Mutation(
+        "if (!(coverage > A(0))) loss = A(0);", "if (coverage < A(0)) loss = A(0);"
+    ),
+    "coverage forgotten on the way back": Mutation("weight *= coverage;\n        // one", "// one"),
+    "a gradient to what is masked": Mutation(
+        "? share * grad : A(0); };\n    const A scale", "? grad : A(0); };\n    const A scale"
+    ),
+    "a weight ignored in the sum": Mutation("sum_.add(weight * loss)", "sum_.add(loss)"),
+    "no barrier after the pixels": Mutation(
+        "      leave_pixels();\n      __syncthreads();\n", "      leave_pixels();\n", "thread"
+    ),
+    "no barrier before the filter down": Mutation(
+        "      filter_pixels_across();\n      __syncthreads();\n",
+        "      filter_pixels_across();\n",
+        "thread",
+    ),
+    "no barrier before the derivatives' filter": Mutation(
+        "        if (any) {\n          __syncthreads();\n",
+        "        if (any) {\n",
+        "thread",
+    ),
+    "no barrier before the gradient": Mutation(
+        "          filter_derivatives_across();\n          __syncthreads();\n",
+        "          filter_derivatives_across();\n",
+        "thread",
+    ),
+    "no barrier before the sums": Mutation(
+        "    __syncthreads();  // slice and across are read no more\n", "", "thread"
+    ),
+    "no barrier within the sum of parts": Mutation(
+        "      sums[thread] = mine;\n    }\n    __syncthreads();\n",
+        "      sums[thread] = mine;\n    }\n",
+        "thread",
+    ),
+    "no barrier after where the block works": Mutation(
+        "    start();\n    __syncthreads();\n    const int first = place_",
+        "    start();\n    const int first = place_",
+        "thread",
+    ),
+    "no barrier with other windows": Mutation(
+        "          filter_along_z(z - g_.pad[kZ]);\n          __syncthreads();\n",
+        "          filter_along_z(z - g_.pad[kZ]);\n",
+        "thread",
+    ),
+    "a barrier that some threads miss": Mutation(
+        "          filter_derivatives_across();\n          __syncthreads();\n",
+        "          filter_derivatives_across();\n          if (thread() % 2) __syncthreads();\n",
+    ),
+    "halo of windows one short": Mutation(
+        "to.last[axis] = least(to.end[axis] + (kMaps > 0 ? g_.pad[axis] : 0), g_.out[axis]);",
+        "to.last[axis] = least(to.end[axis] + (kMaps > 0 ? g_.pad[axis] - 1 : 0), g_.out[axis]);",
+    ),
+    "halo of pixels one short": Mutation(
+        "y < place_->last[kY] - g_.pad[kY] + kHalo", "y < place_->last[kY] - g_.pad[kY] + kHalo - 1"
+    ),
+    "unfinished windows off by one": Mutation(
+        "tap<kAdjoint>(kZ, kHalo - 1 - i) * x", "tap<kAdjoint>(kZ, kHalo - i) * x"
+    ),
+    "unfinished windows forgotten": Mutation(
+        "unfinished[i] = unfinished[i + 1] + ", "unfinished[i] = "
+    ),
+    "unfinished gradients off by one": Mutation(
+        "(k > 0 ? unfinished[stride] : A(0)) + tap<true>(kZ, k) * x",
+        "(k > 0 ? unfinished[stride] : A(0)) + tap<true>(kZ, k + 1) * x",
+    ),
+    "one slice too few before the first window": Mutation(
+        "for (int z = first - kHalo; z < end; ++z) {",
+        "for (int z = first - kHalo + (kFast ? 1 : 0); z < end; ++z) {",
+    ),
+    "pad along z missing": Mutation(
+        "m.of[map] = advance<false>(unfinished_[j][map], x[j].of[map])",
+        "m.of[map] = advance<false>(unfinished_[j][map], is_inside ? x[j].of[map] : A(0))",
+    ),
+    "gradients of the last slices missing": Mutation(
+        "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
+    ),
+    "pivot not added back": Mutation(
+        "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
+    ),
+    "a window counted twice": Mutation(
+        "return i >= place_->begin[axis] && i < place_->end[axis];",
+        "return i >= place_->begin[axis] && i <= place_->end[axis];",
+    ),
+    "taps of another axis": Mutation(
+        "out[j].of[map] += tap<false>(kY, i - j)", "out[j].of[map] += tap<false>(kY, i - j + 1)"
+    ),
+    "strides swapped": Mutation(
+        "z * stride[2] + y * stride[3] +", "z * stride[3] + y * stride[2] +"
+    ),
+    "a tile writes beyond itself": Mutation(
+        "if (!is_own(kZ, z) || y >= place_->end[kY] || x >= place_->end[kX]) return;",
+        "if (!is_own(kZ, z) || x >= place_->end[kX]) return;",
+        "address",
+    ),
+    "windows beside the map count": Mutation(
+        "if (y >= 0 && y < place_->last[kY] && x >= 0 &&", "if (y >= 0 && y < place_->last[kY] &&"
+    ),
+    "parts added up too soon": Mutation("arrived == g_.parts() ?", "arrived + 1 == g_.parts() ?"),
+    "parts counted on from the last launch": Mutation("      p_.arrived[0] = 0;\n", ""),
+    "shared memory too small": Mutation(
+        "g.across = round_up_4(most(g.across, 2 * g.threads));",
+        "g.across = round_up_4(g.across - 64);",
+        "address",
+    ),
+    "offset of 32 bits": Mutation(
+        "to.input = n * p_.input_stride[0]",
+        "to.input = static_cast<signed char>(n * p_.input_stride[0])",
     ),
 }
 

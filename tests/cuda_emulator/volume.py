@@ -1,4 +1,4 @@
-"""The CUDA kernel for volumes on the CPU: calling it, comparing with float64, and planted faults.
+"""The CUDA kernel for volumes on the CPU: calling it, and comparing with float64.
 
 ``python -m cuda_emulator.volume CSRC``: exits with an error where the kernel in CSRC is wrong.
 """
@@ -18,7 +18,6 @@ from torch import Tensor
 from ssim_fused._checks import gaussian_window
 
 from . import ROOT, TASKS, _array, accumulation, coverage_of, load, random_mask, true_map
-from .mutations import Mutation
 
 KINDS = ["ssim", "contrast", "luminance", "nonnegative"]  # Kind of ssim_math.h
 MOST_TAPS = 33
@@ -168,125 +167,6 @@ def quick_extra_checks(native, task) -> None:
                 weight = (torch.rand(1, 1, 1, 1, shape[4]) + 0.5).expand(shape)
                 how = {"mask": mask.expand(shape), "weight": weight}
                 check(native, task, x, y, taps, cut=cut and (2, 3, 3), **how)
-
-
-MUTATIONS = {
-    "a mask ignored by windows": Mutation("* (share * s.of[map])", "* s.of[map]"),
-    "seen outside the volume": Mutation(
-        "has_mask() ? A(0) : A(1);  // outside", "A(1);  // outside"
-    ),
-    "the next window's coverage": Mutation(
-        "offset(p_.coverage_stride, z, y, x)", "offset(p_.coverage_stride, z, y, x + 1)", "address"
-    ),
-    "a window that does not count": Mutation(
-        "if (!(coverage > A(0))) loss = A(0);", "if (coverage < A(0)) loss = A(0);"
-    ),
-    "coverage forgotten on the way back": Mutation("weight *= coverage;\n        // one", "// one"),
-    "a gradient to what is masked": Mutation(
-        "? share * grad : A(0); };\n    const A scale", "? grad : A(0); };\n    const A scale"
-    ),
-    "a weight ignored in the sum": Mutation("sum_.add(weight * loss)", "sum_.add(loss)"),
-    "no barrier after the pixels": Mutation(
-        "      leave_pixels();\n      __syncthreads();\n", "      leave_pixels();\n", "thread"
-    ),
-    "no barrier before the filter down": Mutation(
-        "      filter_pixels_across();\n      __syncthreads();\n",
-        "      filter_pixels_across();\n",
-        "thread",
-    ),
-    "no barrier before the derivatives' filter": Mutation(
-        "        if (any) {\n          __syncthreads();\n",
-        "        if (any) {\n",
-        "thread",
-    ),
-    "no barrier before the gradient": Mutation(
-        "          filter_derivatives_across();\n          __syncthreads();\n",
-        "          filter_derivatives_across();\n",
-        "thread",
-    ),
-    "no barrier before the sums": Mutation(
-        "    __syncthreads();  // slice and across are read no more\n", "", "thread"
-    ),
-    "no barrier within the sum of parts": Mutation(
-        "      sums[thread] = mine;\n    }\n    __syncthreads();\n",
-        "      sums[thread] = mine;\n    }\n",
-        "thread",
-    ),
-    "no barrier after where the block works": Mutation(
-        "    start();\n    __syncthreads();\n    const int first = place_",
-        "    start();\n    const int first = place_",
-        "thread",
-    ),
-    "no barrier with other windows": Mutation(
-        "          filter_along_z(z - g_.pad[kZ]);\n          __syncthreads();\n",
-        "          filter_along_z(z - g_.pad[kZ]);\n",
-        "thread",
-    ),
-    "a barrier that some threads miss": Mutation(
-        "          filter_derivatives_across();\n          __syncthreads();\n",
-        "          filter_derivatives_across();\n          if (thread() % 2) __syncthreads();\n",
-    ),
-    "halo of windows one short": Mutation(
-        "to.last[axis] = least(to.end[axis] + (kMaps > 0 ? g_.pad[axis] : 0), g_.out[axis]);",
-        "to.last[axis] = least(to.end[axis] + (kMaps > 0 ? g_.pad[axis] - 1 : 0), g_.out[axis]);",
-    ),
-    "halo of pixels one short": Mutation(
-        "y < place_->last[kY] - g_.pad[kY] + kHalo", "y < place_->last[kY] - g_.pad[kY] + kHalo - 1"
-    ),
-    "unfinished windows off by one": Mutation(
-        "tap<kAdjoint>(kZ, kHalo - 1 - i) * x", "tap<kAdjoint>(kZ, kHalo - i) * x"
-    ),
-    "unfinished windows forgotten": Mutation(
-        "unfinished[i] = unfinished[i + 1] + ", "unfinished[i] = "
-    ),
-    "unfinished gradients off by one": Mutation(
-        "(k > 0 ? unfinished[stride] : A(0)) + tap<true>(kZ, k) * x",
-        "(k > 0 ? unfinished[stride] : A(0)) + tap<true>(kZ, k + 1) * x",
-    ),
-    "one slice too few before the first window": Mutation(
-        "for (int z = first - kHalo; z < end; ++z) {",
-        "for (int z = first - kHalo + (kFast ? 1 : 0); z < end; ++z) {",
-    ),
-    "pad along z missing": Mutation(
-        "m.of[map] = advance<false>(unfinished_[j][map], x[j].of[map])",
-        "m.of[map] = advance<false>(unfinished_[j][map], is_inside ? x[j].of[map] : A(0))",
-    ),
-    "gradients of the last slices missing": Mutation(
-        "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
-    ),
-    "pivot not added back": Mutation(
-        "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
-    ),
-    "a window counted twice": Mutation(
-        "return i >= place_->begin[axis] && i < place_->end[axis];",
-        "return i >= place_->begin[axis] && i <= place_->end[axis];",
-    ),
-    "taps of another axis": Mutation(
-        "out[j].of[map] += tap<false>(kY, i - j)", "out[j].of[map] += tap<false>(kY, i - j + 1)"
-    ),
-    "strides swapped": Mutation(
-        "z * stride[2] + y * stride[3] +", "z * stride[3] + y * stride[2] +"
-    ),
-    "a tile writes beyond itself": Mutation(
-        "if (!is_own(kZ, z) || y >= place_->end[kY] || x >= place_->end[kX]) return;",
-        "if (!is_own(kZ, z) || x >= place_->end[kX]) return;",
-        "address",
-    ),
-    "windows beside the map count": Mutation(
-        "if (y >= 0 && y < place_->last[kY] && x >= 0 &&", "if (y >= 0 && y < place_->last[kY] &&"
-    ),
-    "parts added up too soon": Mutation("arrived == g_.parts() ?", "arrived + 1 == g_.parts() ?"),
-    "parts counted on from the last launch": Mutation("      p_.arrived[0] = 0;\n", ""),
-    "shared memory too small": Mutation(
-        "g.across = round_up_4(most(g.across, 2 * g.threads));",
-        "g.across = round_up_4(g.across - 64);",
-        "address",
-    ),
-    "offset of 32 bits": Mutation(
-        "to.input = n * p_.input_stride[0]",
-        "to.input = static_cast<signed char>(n * p_.input_stride[0])",
-    ),
-}
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ CASES = {
     "mask of whole numbers": (X, X, {"mask": X.long()}, TypeError, ["mask", "int64"]),
     "mask shape": (X, X, {"mask": X[:, :2] > 0}, ValueError, ["mask", "(2, 2, 16, 20)"]),
     "mask rank": (X, X, {"mask": X[0, 0] > 0}, ValueError, ["mask", "(16, 20)"]),
+    "mask of three axes": (X, X, {"mask": X[0] > 0}, ValueError, ["mask", str(tuple(X[0].shape))]),
     "mask range": (X, X, {"mask": X + 1}, ValueError, ["mask", "[0, 1]"]),
     "mask nan": (X, X, {"mask": X * float("nan")}, ValueError, ["mask", "[0, 1]"]),
     "mask device": (X, X, {"mask": X.to("meta")}, ValueError, ["mask", "meta"]),

@@ -64,6 +64,19 @@ def test_what_is_called_native_does_not_touch_the_reference(name, monkeypatch):
     assert "fallback (plain PyTorch): it was taken away" in ssim_fused.explain(image, **settings)
 
 
+def test_what_else_is_said(monkeypatch):
+    volume = X[:, :, None].expand(-1, -1, 12, -1, -1)
+    two_passes = "gradients in two passes"
+    assert (two_passes in ssim_fused.explain(volume)) == (_paths.cpu_reason is None)
+    assert two_passes not in ssim_fused.explain(X)
+    assert two_passes not in ssim_fused.explain((volume * 255).byte())  # a value alone
+    monkeypatch.setattr(_paths, "cpu_reason", "it was taken away")
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.uint8):
+        converts = dtype not in (torch.float32, torch.float64)
+        assert ("converted to float32" in ssim_fused.explain((X * 9).to(dtype))) == converts
+        assert two_passes not in ssim_fused.explain((volume * 9).to(dtype))
+
+
 def test_other_devices_and_transforms():
     meta = X.to("meta")
     assert "no native code for device 'meta'" in ssim_fused.explain(meta)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tables import SHAPES, TOLERANCE, oracle_loss, pictures, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
 from ssim_fused import _paths
@@ -112,6 +113,31 @@ def test_settings(name, dtype):
     x, y = (image.view(shape) for image in pictures(full, dtype))
     check(x, y, (0.2, 1.0, 0.8), **settings)
     check(x, y, (0.7, 0.0, 0.0), **settings)
+
+
+class Calls(TorchDispatchMode):
+    """The operators that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.skipif(_paths.cpu_reason is not None, reason="no native library")
+@pytest.mark.parametrize("weights", [{"mse": 0.5}, {"l1": 0.5}, {"mse": 0.5, "l1": 0.5}], ids=str)
+def test_one_pass_makes_all_terms_and_gradients(weights):
+    x, y = pictures((2, 3, 20, 21))
+    x.requires_grad_()
+    with Calls() as calls:
+        loss, _ = ssim_fused.image_loss(x, y, return_terms=True, **weights)
+        loss.backward()
+    ours = [name for name in calls.names if name.startswith("ssim_fused")]
+    assert ours == ["ssim_fused.loss_and_gradients.default"]
+    assert not {"aten.sub.Tensor", "aten.abs.default", "aten.square.default"} & {*calls.names}
 
 
 def test_gradients_add_up():

@@ -136,6 +136,7 @@ def test_beside_other_metrics():
         (lambda: StructuralSimilarity(sigmas=2), TypeError, "sigmas"),
         (lambda: MultiScaleStructuralSimilarity(betas=()), TypeError, "betas"),
         (lambda: MultiScaleStructuralSimilarity(pooling="none"), ValueError, "pooling"),
+        (lambda: StructuralSimilarity(data_range=-1.0), ValueError, "data_range.*-1.0"),
     ],
 )
 def test_bad_settings(make, error, message):

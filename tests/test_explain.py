@@ -42,9 +42,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_words(name, monkeypatch):
     image, settings, on_cpu, on_cuda = CASES[name]
-    assert on_cpu in ssim_fused.explain(image, **settings)
+    said = ssim_fused.explain(image, **settings)
+    assert on_cpu in said
+    assert said.startswith(f"native, {torch.ops.ssim_fused.cpu_isa()}; ")
     monkeypatch.setattr(_paths, "cuda_reason", None)
-    assert on_cuda in ssim_fused.explain(image, device="cuda", **settings)
+    said = ssim_fused.explain(image, device="cuda", **settings)
+    assert on_cuda in said
+    assert said.startswith(("native, CUDA; ", "fallback (plain PyTorch): "))
 
 
 @native

@@ -158,6 +158,7 @@ def test_the_cuda_library_asks_for_nothing_of_cuda(sources, quick_compiler, envi
         "dtypes.h",
         "ssim_cuda_geometry.h",
         "ssim_cuda_kernel.h",
+        "ssim_cuda_unpool_kernel.h",
         "ssim_cuda_volume_geometry.h",
         "ssim_cuda_volume_kernel.h",
         "ssim_math.h",

@@ -106,7 +106,7 @@ struct Loss {
     STD_TORCH_CHECK(!reduction.has_terms || !call.mask,
                     "ssim_fused: other terms are for images without a mask");
     if (window_weight) {
-      call.check_beside(*window_weight, "window_weight", call.map_shape());
+      check_beside(*window_weight, "window_weight", call.map_shape(), call.input);
       out.weight = &*window_weight;
     }
     double count = 1;  // of what a value is the mean
@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor> loss_backward_cuda(Tensor grad_map, Tensor input, Ten
   STD_TORCH_CHECK(grad_input || grad_target, "ssim_fused: no gradient is asked for");
   const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
   const Call call(input, target, mask, coverage, settings);
-  call.check_beside(grad_map, "grad_map", call.map_shape());
+  check_beside(grad_map, "grad_map", call.map_shape(), input);
   DeviceGuard guard(device_of(input));
   Outputs out;
   out.weight = &grad_map;
@@ -254,17 +254,11 @@ void check_grad(const Tensor& grad) {
   }
 }
 
-void check_like(const Tensor& t, const char* name, const Shape& shape, const Tensor& grad) {
-  STD_TORCH_CHECK(shape_of(t) == shape && t.scalar_type() == grad.scalar_type() && on_cuda(t) &&
-                      device_of(t) == device_of(grad),
-                  "ssim_fused: ", name, " has the wrong shape, type or device");
-}
-
 void unpool(const Tensor& grad, const Tensor& factor, const Optional& grad_pooled,
             const std::vector<int64_t>& pool_offset, const Tensor& out) {
-  check_like(factor, "factor", {grad.size(0), grad.size(1)}, grad);
+  check_beside(factor, "factor", {grad.size(0), grad.size(1)}, grad);
   const Shape half = half_shape(grad, pool_offset);
-  if (grad_pooled) check_like(*grad_pooled, "grad_pooled", half, grad);
+  if (grad_pooled) check_beside(*grad_pooled, "grad_pooled", half, grad);
   const bool is_double = grad.scalar_type() == ScalarType::Double;
   (is_double ? &launch_unpooling<double> : &launch_unpooling<float>)(grad, factor, grad_pooled,
                                                                      pool_offset, out);

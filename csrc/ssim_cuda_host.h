@@ -36,6 +36,15 @@ inline int device_of(const Tensor&) { return 0; }
 
 // ---- a call ----
 
+// is it of this shape, in the images' accumulation type, where they are?
+inline void check_beside(const Tensor& t, const char* name, const Shape& shape,
+                         const Tensor& images) {
+  STD_TORCH_CHECK(shape_of(t) == shape, "ssim_fused: ", name, " has the wrong shape");
+  STD_TORCH_CHECK(
+      t.scalar_type() == accumulate_type(images) && on_cuda(t) && device_of(t) == device_of(images),
+      "ssim_fused: ", name, " must be of the accumulation type, on the images' device");
+}
+
 // the images or volumes and settings of one call, checked: whatever could lead out of bounds
 struct Call {
   Tensor input, target;
@@ -68,8 +77,8 @@ struct Call {
     STD_TORCH_CHECK(mask.has_value() == coverage.has_value(),
                     "ssim_fused: a mask comes with its coverage");
     if (!mask) return;
-    check_beside(*mask, "mask", shape_of(input));
-    check_beside(*coverage, "coverage", map_shape());
+    check_beside(*mask, "mask", shape_of(input), input);
+    check_beside(*coverage, "coverage", map_shape(), input);
   }
 
   int axes() const { return static_cast<int>(input.dim()) - 2; }
@@ -90,14 +99,6 @@ struct Call {
     return windows;
   }
   double planes() const { return static_cast<double>(input.size(0)) * input.size(1); }
-
-  // is it in the accumulation type, where the images are?
-  void check_beside(const Tensor& t, const char* name, const Shape& shape) const {
-    STD_TORCH_CHECK(shape_of(t) == shape, "ssim_fused: ", name, " has the wrong shape");
-    STD_TORCH_CHECK(
-        t.scalar_type() == accumulate_type(input) && on_cuda(t) && device_of(t) == device_of(input),
-        "ssim_fused: ", name, " must be of the accumulation type, on the images' device");
-  }
 };
 
 // what a launch reads beside the images, and writes

@@ -29,8 +29,8 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
-// Where a pivot is looked for while the pixel is masked: at the centre of a tile, then in its
-// first, second ... sixteenth, along a diagonal.
+// Where a pivot is looked for while the pixel is masked: at the centre of a tile, then after one
+// sixteenth of it, two ... fifteen, along a diagonal.
 constexpr int kPivotTries = 16;
 template <typename Int>
 SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {

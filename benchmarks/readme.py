@@ -9,7 +9,7 @@ from pathlib import Path
 
 from release import tables
 
-from . import accuracy, breadth, gpu_cost, results, switching, train_step, vae_losses
+from . import accuracy, breadth, evaluating, gpu_cost, results, switching, train_step, vae_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("16x3x256x256", "1x3x1080x1920")
@@ -72,6 +72,10 @@ def vae_losses_table(folder: Path) -> str:
     return vae_losses.markdown(results.load(folder / "vae_losses.csv"))
 
 
+def evaluating_table(folder: Path) -> str:
+    return evaluating.markdown(results.load(folder / "evaluating.csv"))
+
+
 def installs_table(folder: Path) -> str:
     """What `make install-matrix` has tried; its results are not a benchmark's."""
     rows = results.load(ROOT / "release" / "installs.csv")
@@ -89,6 +93,7 @@ TABLES = {
     "value_error": value_error_table,
     "gradient_error": gradient_error_table,
     "vae_losses": vae_losses_table,
+    "evaluating": evaluating_table,
     "installs": installs_table,
 }
 # which tables a page must have
@@ -96,6 +101,7 @@ PAGES = {
     "README.md": ("speed", "train_step", "accuracy", "gpu_cost", "breadth"),
     "docs/switching.md": ("switching",),
     "docs/choosing.md": ("vae_losses",),
+    "docs/evaluating.md": ("evaluating",),
     "docs/accuracy.md": ("value_error", "gradient_error"),
     "docs/performance.md": ("full", "memory", "train_step", "breadth"),
     "docs/gpu.md": ("gpu_cost",),

@@ -105,13 +105,37 @@ SSIM_INLINE void store(Vec<A> v, A* p) {
   std::memcpy(p, &v, sizeof(v));
 }
 
+// Whole numbers, each with zeros in front. The compiler's own conversion of a vector goes in halves,
+// or number by number.
+SSIM_INLINE Simd<float>::Mask widen(const unsigned char* p) {
+#if defined(__AVX512F__)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Simd<float>::Mask>(_mm512_maskz_cvtepu8_epi32(0xffff, narrow));
+#elif defined(__AVX2__)
+  const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Simd<float>::Mask>(_mm256_cvtepu8_epi32(narrow));
+#else
+  Simd<float>::Mask wide;
+  for (int i = 0; i < Simd<float>::width; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+SSIM_INLINE Simd<float>::Mask widen(const uint16_t* p) {
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return reinterpret_cast<Simd<float>::Mask>(_mm512_maskz_cvtepu16_epi32(0xffff, narrow));
+#elif defined(__AVX2__)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Simd<float>::Mask>(_mm256_cvtepu16_epi32(narrow));
+#else
+  Simd<float>::Mask wide;
+  for (int i = 0; i < Simd<float>::width; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
 SSIM_INLINE Vec<float> load(const bfloat16* p) {
-  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-  Narrow narrow;
-  std::memcpy(&narrow, p, sizeof(narrow));
-  const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
-  return reinterpret_cast<Vec<float>>(wide);
+  return reinterpret_cast<Vec<float>>(widen(reinterpret_cast<const uint16_t*>(p)) << 16);
 }
 
 SSIM_INLINE void store(Vec<float> v, bfloat16* p) {
@@ -124,16 +148,12 @@ SSIM_INLINE void store(Vec<float> v, bfloat16* p) {
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
-// whole numbers, at most 16 bits each
-template <typename T>
-SSIM_INLINE Vec<float> load_whole(const T* p) {
-  typedef T Narrow __attribute__((vector_size(Simd<float>::width * sizeof(T))));
-  Narrow narrow;
-  std::memcpy(&narrow, p, sizeof(narrow));
-  return __builtin_convertvector(__builtin_convertvector(narrow, Simd<float>::Mask), Vec<float>);
+SSIM_INLINE Vec<float> load(const uint8* p) {
+  return __builtin_convertvector(widen(p), Vec<float>);
 }
-SSIM_INLINE Vec<float> load(const uint8* p) { return load_whole(p); }
-SSIM_INLINE Vec<float> load(const uint16* p) { return load_whole(p); }
+SSIM_INLINE Vec<float> load(const uint16* p) {
+  return __builtin_convertvector(widen(p), Vec<float>);
+}
 
 SSIM_INLINE Vec<float> load(const float16* p) {
 #if defined(__AVX512F__)
@@ -195,6 +215,14 @@ constexpr bool kHasScatter = false;
 #if defined(__AVX2__)
 template <>
 constexpr bool kHasGather<float> = true;
+template <>
+constexpr bool kHasGather<float16> = true;
+template <>
+constexpr bool kHasGather<bfloat16> = true;
+template <>
+constexpr bool kHasGather<uint8> = true;
+template <>
+constexpr bool kHasGather<uint16> = true;
 
 using Lanes = Simd<float>::Mask;
 
@@ -215,11 +243,14 @@ SSIM_INLINE Vec<float> permute(Vec<float> v, Lanes index) {
 #endif
 }
 
-SSIM_INLINE Vec<float> gather(const float* p, int64_t stride) {
-  constexpr int width = Simd<float>::width;
+template <typename T>
+SSIM_INLINE Vec<float> gather(const T* p, int64_t stride) {
+  constexpr int32_t width = Simd<float>::width;
   const Lanes index = count_from(0) * static_cast<int32_t>(stride);
-  const int64_t last = stride - 1;  // whose elements behind the last lane are not ours
-  Vec<float> v = permute(load_masked(p + last * width, 0, width - last), index);
+  const int32_t last = static_cast<int32_t>(stride) - 1;
+  // the last vector ends with the last lane
+  const int32_t start = (width - 1) * last;
+  Vec<float> v = permute(load(p + start), index - start);
   for (int32_t i = 0; i < last; ++i) {
     v = index / width == i ? permute(load(p + i * width), index) : v;
   }

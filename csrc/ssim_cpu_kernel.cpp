@@ -599,11 +599,8 @@ class Item {
     });
     if (p_.wants_differences) {
       const int64_t fresh = is_first ? 0 : halo;  // also where rows are read again
-      if (stride == 1) {
-        add_differences<1>(y + fresh, x, rows - fresh);
-      } else {
-        add_differences<0>(y + fresh, x, rows - fresh);
-      }
+      with_stride(stride,
+                  [&]<int kStride>() { add_differences<kStride>(y + fresh, x, rows - fresh); });
     }
     if (kept != nullptr) {
       copy_rows(u + width, kept);

@@ -24,19 +24,22 @@ import tables
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "release/matrix.csv"
 COLUMNS = ["python", "torch", "cuda", "cpu path", "kernels", "tests", "seconds"]
-# every minor of torch and every Python at least once
+# every minor of torch and every Python at least once; t: built without a GIL
 ROWS = [
     ("3.10", "2.10.0"),
     ("3.12", "2.11.0"),
     ("3.13", "2.12.1"),
+    ("3.13t", "2.12.0"),
     ("3.11", "2.13.0+cpu"),
     ("3.11", "2.14.1"),
     ("3.13", "2.15.0"),
 ]
 TESTS = ["test_value_and_gradient.py", "test_gradients.py", "test_kernel_cache.py"]
+TESTS += ["test_threads.py"]
 LOOK = """
-import torch, ssim_fused, sys
+import torch, ssim_fused, sys, sysconfig
 from ssim_fused import _cuda, _paths
+assert not (sysconfig.get_config_var("Py_GIL_DISABLED") and sys._is_gil_enabled())
 assert ssim_fused.__file__.startswith(sys.prefix), ssim_fused.__file__
 print(torch.__version__, torch.version.cuda, _paths.cpu_reason or torch.ops.ssim_fused.cpu_isa(),
       _paths.cuda_reason or _cuda.kernels().describe(), sep="|")
@@ -61,7 +64,7 @@ def run(*command: object, cwd: Path | None = None) -> str:
 def find_python(version: str) -> Path | None:
     """An interpreter of pyenv's, or on the path."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = sorted(pyenv.glob(f"{version}.*/bin/python3"))
+    found = sorted(pyenv.glob(f"*/bin/python{version}"))
     on_path = shutil.which(f"python{version}")
     return found[-1] if found else Path(on_path) if on_path else None
 

@@ -222,7 +222,7 @@ def compute_multiscale(
     if not batched:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
     if input.dtype in WHOLE:
-        input, target = input.float(), target.float()
+        input, target = input.contiguous().float(), target.contiguous().float()
     losses = torch.stack(_factors(backend, input, target, settings, len(exponents), pooling))
     if not per_channel:
         losses = losses.mean(2)

@@ -46,8 +46,6 @@ def compute_terms(
     term_weights = finite("ssim", ssim), finite("mse", mse), finite("l1", l1)
     if not any(term_weights):
         raise ValueError("at least one of the weights ssim, mse and l1 must not be 0")
-    if isinstance(input, Tensor) and input.dtype in WHOLE:
-        raise TypeError(f"image_loss needs floating-point images, got {input.dtype}")
     if data_range is None:
         data_range = default_range(input)
     settings = check_settings(data_range=data_range, **names)
@@ -90,7 +88,8 @@ def _separate_terms(
         seen = seen if batched else seen.squeeze(0)
     found = [alone, *differences(input, target, term_weights[1:], seen)]
     value = weighted_sum(term_weights, found)
-    dtype = value.dtype if autocast_enabled(input) else input.dtype
+    keeps = autocast_enabled(input) or input.dtype in WHOLE
+    dtype = value.dtype if keeps else input.dtype
     ssim_term, mse, l1 = (term.detach().to(dtype) for term in found)
     return value.to(dtype), (ssim_term, mse, l1)
 

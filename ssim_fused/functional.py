@@ -306,7 +306,7 @@ def image_loss(
 
     Args:
         input, target, window_size, sigma, data_range, k1, k2, padding, window, spatial_dims: as in
-            :func:`ssim_loss`, for floating-point images.
+            :func:`ssim_loss`.
         ssim, mse, l1: weights of the terms. MSE and L1 are in the images' units: ``data_range``
             does not scale them.
         return_terms: return ``(loss, terms)``, where :class:`ImageTerms` holds each term's value;

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from tables import relative_error
 
 from benchmarks import __main__ as cli
@@ -18,6 +19,7 @@ from benchmarks import (
     ceilings,
     cpu,
     engine,
+    evaluating,
     originals,
     providers,
     readme,
@@ -397,3 +399,17 @@ def test_vae_losses_are_means_over_seeds():
     assert judge.recognised(Painter(pictures)) >= 0.9
     noise = pictures.train[torch.randperm(len(pictures.train))]
     assert judge.recognised(Painter(dataclasses.replace(pictures, train=noise))) < 0.3
+
+
+def test_what_the_command_costs(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluating, "SIZE", (40, 200))
+    pairs = evaluating.photographs(tmp_path, 2)
+    sizes = {Image.open(file).size for pair in pairs for file in pair[:2]}
+    assert sizes == {(200, 40)}
+    rows = evaluating.measure(pairs, repeat=2, rounds=3, threads=2)
+    assert [row["work"] for row in rows] == list(evaluating.WORK)
+    assert all(row["clock_ms"] > 0 and row["pairs"] == 4 for row in rows)
+    by_work = {row["work"]: row for row in rows}
+    assert by_work[evaluating.PILLOW]["to_pillow"] == by_work[evaluating.OWN]["to_own_decoder"] == 1
+    table = evaluating.markdown([{k: str(v) for k, v in row.items()} for row in rows])
+    assert len(table.splitlines()) == 2 + len(rows)

@@ -78,7 +78,7 @@ def try_row(python: str, torch: str, file: Path, folder: Path) -> dict[str, str]
     run(interpreter, "-m", "venv", environment)
     own = environment / "bin/python"
     pip = (own, "-m", "pip", "install", "-q", "--no-cache-dir", "--disable-pip-version-check")
-    run(*pip, f"torch=={torch}", "numpy", "pytest")
+    run(*pip, "--only-binary=:all:", f"torch=={torch}", "numpy", "pytest")
     run(*pip, "--no-deps", "--no-index", file)
     tests = folder / "tests"
     tests.mkdir()

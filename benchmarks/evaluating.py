@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from examples.common.photos import NAMES, photo
+from release import tables
 from ssim_fused.evaluation.compare import Settings
 from ssim_fused.evaluation.pairs import Pair
 from ssim_fused.evaluation.pictures import read_picture
@@ -118,12 +119,12 @@ def markdown(rows: list[dict[str, str]]) -> str:
     """The table of docs/evaluating.md."""
     titles = ["", "milliseconds a pair", "of all cores together", "of Pillow's decoding"]
     titles += ["of the command's own decoding"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines = [titles]
     for row in rows:
         cells = [row["work"], f"{float(row['clock_ms']):.0f}", f"{float(row['cores_ms']):.0f}"]
         cells += [f"{float(row[name]):.2f}x" for name in ("to_pillow", "to_own_decoder")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return tables.markdown(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "dtypes.h"
@@ -43,6 +44,7 @@ struct Simd<double> {
 
 template <typename A>
 using Vec = typename Simd<A>::V;
+using Lanes = Simd<float>::Mask;  // a whole number for each
 
 template <typename A>
 SSIM_INLINE Vec<A> splat(A x) {
@@ -105,37 +107,37 @@ SSIM_INLINE void store(Vec<A> v, A* p) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// Whole numbers, each with zeros in front. The compiler's own conversion of a vector goes in halves,
-// or number by number.
-SSIM_INLINE Simd<float>::Mask widen(const unsigned char* p) {
-#if defined(__AVX512F__)
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return reinterpret_cast<Simd<float>::Mask>(_mm512_maskz_cvtepu8_epi32(0xffff, narrow));
-#elif defined(__AVX2__)
-  const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return reinterpret_cast<Simd<float>::Mask>(_mm256_cvtepu8_epi32(narrow));
-#else
-  Simd<float>::Mask wide;
-  for (int i = 0; i < Simd<float>::width; ++i) wide[i] = p[i];
-  return wide;
-#endif
+// Whole numbers, each with zeros in front. Where there is an instruction for it, the compiler's own
+// conversion of a vector takes many: it goes in halves, or number by number.
+template <typename T>
+SSIM_INLINE Lanes widen(const T* p) {
+  typedef T Narrow __attribute__((vector_size(Simd<float>::width * sizeof(T))));
+  Narrow narrow;
+  std::memcpy(&narrow, p, sizeof(narrow));
+  return __builtin_convertvector(narrow, Lanes);
 }
-SSIM_INLINE Simd<float>::Mask widen(const uint16_t* p) {
 #if defined(__AVX512F__)
+SSIM_INLINE Lanes widen(const uint8* p) {
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Lanes>(_mm512_maskz_cvtepu8_epi32(0xffff, narrow));
+}
+SSIM_INLINE Lanes widen(const uint16* p) {
   const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return reinterpret_cast<Simd<float>::Mask>(_mm512_maskz_cvtepu16_epi32(0xffff, narrow));
-#elif defined(__AVX2__)
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return reinterpret_cast<Simd<float>::Mask>(_mm256_cvtepu16_epi32(narrow));
-#else
-  Simd<float>::Mask wide;
-  for (int i = 0; i < Simd<float>::width; ++i) wide[i] = p[i];
-  return wide;
-#endif
+  return reinterpret_cast<Lanes>(_mm512_maskz_cvtepu16_epi32(0xffff, narrow));
 }
+#elif defined(__AVX2__)
+SSIM_INLINE Lanes widen(const uint8* p) {
+  const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Lanes>(_mm256_cvtepu8_epi32(narrow));
+}
+SSIM_INLINE Lanes widen(const uint16* p) {
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Lanes>(_mm256_cvtepu16_epi32(narrow));
+}
+#endif
 
 SSIM_INLINE Vec<float> load(const bfloat16* p) {
-  return reinterpret_cast<Vec<float>>(widen(reinterpret_cast<const uint16_t*>(p)) << 16);
+  return reinterpret_cast<Vec<float>>(widen(reinterpret_cast<const uint16*>(p)) << 16);
 }
 
 SSIM_INLINE void store(Vec<float> v, bfloat16* p) {
@@ -208,23 +210,14 @@ SSIM_INLINE Vec<float> load_masked(const float* p, int64_t first, int64_t last) 
 // as many whole vectors, of which only elements between the first and the last lane are touched.
 
 template <typename T>
-constexpr bool kHasGather = false;
-template <typename T>
 constexpr bool kHasScatter = false;
 
-#if defined(__AVX2__)
-template <>
-constexpr bool kHasGather<float> = true;
-template <>
-constexpr bool kHasGather<float16> = true;
-template <>
-constexpr bool kHasGather<bfloat16> = true;
-template <>
-constexpr bool kHasGather<uint8> = true;
-template <>
-constexpr bool kHasGather<uint16> = true;
-
-using Lanes = Simd<float>::Mask;
+#if !defined(__AVX2__)
+template <typename T>
+constexpr bool kHasGather = false;
+#else
+template <typename T>
+constexpr bool kHasGather = std::is_same_v<typename Accumulate<T>::type, float>;
 
 SSIM_INLINE Lanes count_from(int32_t first) {
   Lanes lane{};

@@ -34,8 +34,12 @@ ROWS = [
     ("3.11", "2.14.1"),
     ("3.13", "2.15.0"),
 ]
-TESTS = ["test_value_and_gradient.py", "test_gradients.py", "test_kernel_cache.py"]
-TESTS += ["test_threads.py"]
+TESTS = [
+    "test_value_and_gradient.py",
+    "test_gradients.py",
+    "test_kernel_cache.py",
+    "test_threads.py",
+]
 LOOK = """
 import torch, ssim_fused, sys, sysconfig
 from ssim_fused import _cuda, _paths

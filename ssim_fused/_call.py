@@ -12,7 +12,6 @@ from . import _border
 from ._autocast import autocast_enabled, under_autocast
 from ._checks import (
     BORDERS,
-    WHOLE,
     Settings,
     Sigma,
     Taps,
@@ -23,7 +22,7 @@ from ._checks import (
     default_range,
 )
 from ._masks import sum_from, with_mask, with_weight
-from ._request import ReducedLoss, Request, is_half
+from ._request import ReducedLoss, Request, is_half, value_dtype
 
 
 def _sample_covariance(settings: Settings, axes: int) -> Settings:
@@ -58,7 +57,7 @@ def prepare(
     """Check the images, and bring a call into the form that backends compute."""
     input, target = under_autocast(input, target)
     axes = check_images(input, target, settings)
-    dtype = torch.float32 if input.dtype in WHOLE else input.dtype
+    dtype = value_dtype(input)
     if settings.reduction == "none" and is_half(input) and autocast_enabled(input):
         input, target = input.float(), target.float()  # a map is stored in the images' dtype
     batched = input.dim() == axes + 2

@@ -24,7 +24,7 @@ from ._checks import (
     nonnegative,
 )
 from ._distributed import constants, is_spread
-from ._request import Request, accumulate_dtype, can_be_read
+from ._request import Request, accumulate_dtype, can_be_read, value_dtype
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -217,11 +217,12 @@ def compute_multiscale(
     axes = spatial_dims or (3 if input.dim() == 5 else 2)
     _check_size(input, settings, axes, len(exponents), pooling)
     check_images(input, target, settings)
-    dtype = torch.float32 if input.dtype in WHOLE else input.dtype
+    dtype = value_dtype(input)
     batched = input.dim() == axes + 2
     if not batched:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
     if input.dtype in WHOLE:
+        # contiguous rows are halved faster
         input, target = input.contiguous().float(), target.contiguous().float()
     losses = torch.stack(_factors(backend, input, target, settings, len(exponents), pooling))
     if not per_channel:

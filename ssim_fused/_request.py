@@ -48,6 +48,11 @@ def is_half(image: Tensor) -> bool:
     return image.dtype in (torch.float16, torch.bfloat16)
 
 
+def value_dtype(image: Tensor) -> torch.dtype:
+    """What the value of images is promised in: their own, for whole numbers float32."""
+    return image.dtype if image.is_floating_point() else torch.float32
+
+
 def accumulate_dtype(image: Tensor) -> torch.dtype:
     """What an image is computed in."""
     return torch.float64 if image.dtype == torch.float64 else torch.float32

@@ -12,7 +12,6 @@ from torch import Tensor
 from ._autocast import autocast_enabled, under_autocast
 from ._call import evaluate
 from ._checks import (
-    WHOLE,
     Settings,
     check_beside,
     check_images,
@@ -24,7 +23,7 @@ from ._checks import (
     positive,
 )
 from ._masks import sum_from, verify
-from ._request import Request, accumulate_dtype
+from ._request import Request, accumulate_dtype, value_dtype
 
 # [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights.
 ImageTerms = Callable[[Request, tuple[float, ...]], Tensor]
@@ -88,8 +87,7 @@ def _separate_terms(
         seen = seen if batched else seen.squeeze(0)
     found = [alone, *differences(input, target, term_weights[1:], seen)]
     value = weighted_sum(term_weights, found)
-    keeps = autocast_enabled(input) or input.dtype in WHOLE
-    dtype = value.dtype if keeps else input.dtype
+    dtype = value.dtype if autocast_enabled(input) else value_dtype(input)
     ssim_term, mse, l1 = (term.detach().to(dtype) for term in found)
     return value.to(dtype), (ssim_term, mse, l1)
 

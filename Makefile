@@ -19,8 +19,8 @@ REF ?= HEAD
 # two files of tests at a time
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: help train compare test faults fuzz kills mutants lint format bench bench-full bench-against
-.PHONY: gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
+.PHONY: help train compare test faults compiled fuzz kills mutants lint format bench bench-full
+.PHONY: bench-against gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
 
 faults: $(VENV)/built ## plant every fault in the CUDA kernels, half an hour: needed when they change
 	cd tests && $(CURDIR)/$(BIN)/python -m cuda_emulator.faults
+
+compiled: $(VENV)/built ## every CUDA kernel for every architecture, ten minutes: needed when they change
+	cd tests && $(CURDIR)/$(BIN)/python -m compiled
 
 fuzz: $(VENV)/built ## ten minutes of arbitrary calls of the operators, under sanitizers
 	cd tests && $(CURDIR)/$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1

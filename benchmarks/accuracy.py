@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from release import tables
+
 from .engine import Workload, images, true_loss
 from .providers import BY_NAME
 
@@ -65,11 +67,11 @@ def measure(names: Iterable[str]) -> list[dict]:
 def markdown(rows: list[dict], column: str) -> str:
     """Providers down, families across."""
     names = list(dict.fromkeys(row["family"] for row in rows))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = [["", *names]]
     for provider in dict.fromkeys(row["provider"] for row in rows):
         found = {row["family"]: row[column] for row in rows if row["provider"] == provider}
         cells = [
             f"{float(v):.0e}" if (v := found.get(name)) not in (None, "") else "" for name in names
         ]
-        lines.append(f"| {provider} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([provider, *cells])
+    return tables.markdown(lines)

@@ -8,9 +8,10 @@ by more than three times what chance makes of a median with so many runs.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from .turns import take_turns
 from .worker import ROOT, Worker
 
 LEAST = 0.03  # a difference that is worth a word
@@ -60,14 +62,16 @@ def remove(place: Path) -> None:
 def compare(sides: dict[str, Worker], modes: list[str], shapes: list[str], rounds: int) -> int:
     """Print every figure; how many have moved."""
     count = 0
-    shuffle, threads = random.Random(0), torch.get_num_threads()
+    threads = torch.get_num_threads()
     print(f"{'':<24}{'before':>12}{'now':>12}{'':>4}change")
     for shape in shapes:
         for mode in modes:
-            times: dict[str, list[float]] = {name: [] for name in sides}
-            for _ in range(rounds):
-                for name in shuffle.sample(list(sides), len(sides)):
-                    times[name] += sides[name].times(mode, shape, threads)
+            asked = {
+                name: functools.partial(worker.times, mode, shape, threads)
+                for name, worker in sides.items()
+            }
+            found = take_turns(asked, rounds)
+            times = {name: list(itertools.chain(*of)) for name, of in found.items()}
             before, now = (statistics.median(times[name]) for name in ("before", "now"))
             is_moved = moved(times["before"], times["now"])
             count += is_moved

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +26,7 @@ from ssim_fused._call import prepare
 from ssim_fused._checks import check_settings
 
 from . import results
+from .turns import take_turns, timed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -140,12 +139,6 @@ def _call(loss: Loss, mode: str, x: Tensor, y: Tensor) -> Callable[[], object]:
     return step
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def measure(feature: Feature, rounds: int) -> dict[str, Any]:
     """Medians of calls that take turns in random order; one row of the table."""
     x, y = _images(feature)
@@ -162,11 +155,7 @@ def measure(feature: Feature, rounds: int) -> dict[str, Any]:
         calls["rival", "step"] = _call(rival, "step", x, y)
     for call in calls.values():
         call()
-    shuffle, names = random.Random(0), list(calls)
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in shuffle.sample(names, len(names)):
-            times[name].append(_seconds(calls[name]))
+    times = take_turns({name: timed(call) for name, call in calls.items()}, rounds)
     median = {name: statistics.median(found) for name, found in times.items()}
     pixels = math.prod(feature.shape)
 

@@ -7,7 +7,8 @@ turns, in random order. Beside them stands what a bare matrix product gains from
 from __future__ import annotations
 
 import argparse
-import random
+import functools
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import ssim_fused  # noqa: F401  registers the operators
 
 from . import ceilings, results
+from .turns import take_turns
 from .worker import Worker
 
 SHAPES = ("16x3x256x256", "1x3x1080x1920", "128x1x28x28")
@@ -33,20 +35,22 @@ def measure(shapes: list[str], rounds: int) -> list[dict]:
     counts = sorted({1, torch.get_num_threads()})
     bare = {count["threads"]: count["gflops"] for count in ceilings.by_threads()}
     workers = {isa: Worker(SSIM_FUSED_CPU_ISA=isa) for isa in available()}
-    shuffle, rows = random.Random(0), []
+    rows = []
     try:
         for shape in shapes:
             pixels = 1
             for size in shape.split("x"):
                 pixels *= int(size)
             for mode in ("value", "step"):
-                times: dict[tuple[str, int], list[float]] = {}
-                asked = [(isa, count) for isa in workers for count in counts]
-                for _ in range(rounds):
-                    for isa, count in shuffle.sample(asked, len(asked)):
-                        found = workers[isa].times(mode, shape, count)
-                        times.setdefault((isa, count), []).extend(found)
-                medians = {key: statistics.median(found) for key, found in times.items()}
+                asked = {
+                    (isa, count): functools.partial(worker.times, mode, shape, count)
+                    for isa, worker in workers.items()
+                    for count in counts
+                }
+                times = take_turns(asked, rounds)
+                medians = {
+                    key: statistics.median(itertools.chain(*found)) for key, found in times.items()
+                }
                 for (isa, count), median in medians.items():
                     rows.append(
                         {

@@ -7,8 +7,8 @@ each with a thread a core, in random order, several rounds. docs/evaluating.md h
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -28,6 +28,7 @@ from ssim_fused.evaluation.pictures import read_picture
 from ssim_fused.evaluation.run import Outcome, evaluate
 
 from . import results
+from .turns import take_turns
 
 SIZE = (1080, 1920)
 PILLOW, OWN = "decoding both with Pillow", "decoding both as the command does (imagecodecs)"
@@ -88,14 +89,15 @@ WORK = {
 def measure(pairs: list[Pair], repeat: int, rounds: int, threads: int) -> list[dict]:
     """Medians of milliseconds for a pair: of the clock, and of all cores together."""
     pairs = pairs * repeat
-    shuffle = random.Random(0)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in WORK}
-    for _ in range(rounds):
-        for name in shuffle.sample(list(WORK), len(WORK)):
-            start = time.perf_counter(), time.process_time()
-            WORK[name](pairs, threads)
-            end = time.perf_counter(), time.process_time()
-            times[name].append(tuple(1e3 * (b - a) / len(pairs) for a, b in zip(start, end)))
+
+    def timed_both(work: Callable[[list[Pair], int], None]) -> tuple[float, float]:
+        start = time.perf_counter(), time.process_time()
+        work(pairs, threads)
+        end = time.perf_counter(), time.process_time()
+        return tuple(1e3 * (b - a) / len(pairs) for a, b in zip(start, end))
+
+    turns = {name: functools.partial(timed_both, work) for name, work in WORK.items()}
+    times = take_turns(turns, rounds)
     clock, cores = (
         {name: statistics.median(t[i] for t in found) for name, found in times.items()}
         for i in range(2)

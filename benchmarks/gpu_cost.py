@@ -23,6 +23,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from release import tables
+
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ["value", "map", "gradient", "gradients", "backward", "backwards"]
 LAYOUTS = ["streaming", "tile"]
@@ -272,8 +274,9 @@ def work_rows(programs: Programs) -> list[dict[str, object]]:
 
 def markdown(rows: list[dict[str, object]]) -> str:
     """Rows as a table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows])
+    return tables.markdown(
+        [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    )
 
 
 def report(nvcc: Path, architectures: list[str], programs: Programs) -> None:

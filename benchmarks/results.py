@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import ssim_fused
+from release import tables
 from ssim_fused import _paths
 
 from . import ceilings
@@ -118,13 +119,13 @@ def markdown(rows: list[dict[str, str]]) -> str:
         f"{mode} {shape}" + ("" if dtype == "float32" else f" {dtype}")
         for mode, shape, dtype, _ in columns
     ]
-    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [["", *titles]]
     for provider in dict.fromkeys(row["provider"] for row in rows):
         found = [cells.get((provider, *column)) for column in columns]
         if all(row is None or not (row["median_us"] or row["peak_bytes"]) for row in found):
             continue
-        lines.append(f"| {provider} | " + " | ".join(_cell(r) if r else "" for r in found) + " |")
-    return "\n".join(lines)
+        lines.append([provider, *(_cell(r) if r else "" for r in found)])
+    return tables.markdown(lines)
 
 
 def show(rows: list[dict[str, str]]) -> None:

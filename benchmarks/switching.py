@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import random
 import re
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from . import originals, results
 from .engine import Workload, images
+from .turns import take_turns, timed
 
 IMAGES = (4, 3, 256, 256)
 VOLUME = (1, 1, 32, 128, 128)
@@ -97,12 +96,6 @@ def _calls(line: Line, function: Callable[..., Any]) -> dict[str, Callable[[], o
     return {"value": value, "step": step}
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def measure(line: Line, budget: float) -> list[dict[str, Any]]:
     """One row for value and one for step, of about `budget` seconds together.
 
@@ -119,14 +112,9 @@ def measure(line: Line, budget: float) -> list[dict[str, Any]]:
     values = [float(calls[side, "value"]()) for side in sides]
     if abs(values[0] - values[1]) > CLOSE:
         raise RuntimeError(f"{line.library}.{line.name}: {values[0]}, the stand-in {values[1]}")
-    shuffle, names = random.Random(0), list(calls)
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + budget
-    while len(times[names[0]]) < 5 or time.perf_counter() < end:
-        for name in shuffle.sample(names, len(names)):
-            times[name].append(_seconds(calls[name]))
+    times = take_turns({name: timed(call) for name, call in calls.items()}, 5, budget)
     rows = []
-    for mode in dict.fromkeys(mode for _, mode in names):
+    for mode in dict.fromkeys(mode for _, mode in calls):
         old, new = times["original", mode], times["stand-in", mode]
         row = {"library": line.library, "name": line.name, "mode": mode, "runs": len(old)}
         row["shape"] = "x".join(map(str, line.shape))

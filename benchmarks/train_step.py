@@ -9,7 +9,7 @@ of the loss is its own time, value and gradient, within the same step.
 from __future__ import annotations
 
 import argparse
-import random
+import functools
 import statistics
 import sys
 import time
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 import ssim_fused
 from examples.cvae.model import CVAE
+from release import tables
 
 from . import article, results
 from .engine import Workload, images
+from .turns import take_turns
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # a step: network or parameters to a picture, and what it is compared with
@@ -98,13 +100,13 @@ def measure(budget: float) -> list[dict]:
         torch.manual_seed(0)
         task = make()
         optimizer = torch.optim.Adam(task[0].parameters(), lr=1e-3)
-        times: dict[str, list[tuple[float, float]]] = {loss: [] for loss in LOSSES}
-        for loss in LOSSES.values():
-            one_step(task, loss, optimizer)
-        shuffle, end = random.Random(0), time.perf_counter() + budget
-        while len(times["ssim_fused"]) < 3 or time.perf_counter() < end:
-            for which in shuffle.sample(list(LOSSES), len(LOSSES)):
-                times[which].append(one_step(task, LOSSES[which], optimizer))
+        steps = {
+            which: functools.partial(one_step, task, loss, optimizer)
+            for which, loss in LOSSES.items()
+        }
+        for step in steps.values():
+            step()
+        times = take_turns(steps, 3, budget)
         for which, found in times.items():
             step, in_loss = (statistics.median(column) for column in zip(*found))
             row = {"task": name, "loss": which, "runs": len(found), "step_ms": 1e3 * step}
@@ -114,16 +116,19 @@ def measure(budget: float) -> list[dict]:
 
 def markdown(rows: list[dict]) -> str:
     """Tasks down; the step with the usual code and with ours."""
-    lines = ["| | step, usual code | in its loss | step, ssim_fused | in its loss | gain |"]
-    lines.append("|---" * 6 + "|")
+    lines = [["", "step, usual code", "in its loss", "step, ssim_fused", "in its loss", "gain"]]
     for name in dict.fromkeys(row["task"] for row in rows):
         usual, ours = (
             next(r for r in rows if (r["task"], r["loss"]) == (name, loss)) for loss in LOSSES
         )
-        cells = [f"{float(r['step_ms']):.3g} ms | {float(r['share']):.0%}" for r in (usual, ours)]
+        cells = [
+            cell
+            for row in (usual, ours)
+            for cell in (f"{float(row['step_ms']):.3g} ms", f"{float(row['share']):.0%}")
+        ]
         gain = float(usual["step_ms"]) / float(ours["step_ms"])
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {gain:.3g}x |")
-    return "\n".join(lines)
+        lines.append([name, *cells, f"{gain:.3g}x"])
+    return tables.markdown(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ import torch
 
 from examples.cvae import data
 from examples.cvae.model import CVAE
+from release import tables
 
 from . import results
 
@@ -87,7 +88,7 @@ def markdown(rows: list[dict]) -> str:
     """Means over the seeds, and where there are several, between which values they lie."""
     titles = ["trained with", "weight of KL", "held-out SSIM", "PSNR, dB", "KL divergence"]
     titles += ["samples recognised"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines = [titles]
     for key in dict.fromkeys((row["trained_with"], row["beta"]) for row in rows):
         found = [row for row in rows if (row["trained_with"], row["beta"]) == key]
 
@@ -99,8 +100,8 @@ def markdown(rows: list[dict]) -> str:
 
         cells = [key[0], f"{float(key[1]):g}", cell("held_out_ssim", ".3f")]
         cells += [cell("held_out_psnr", ".1f"), cell("held_out_kl", ".1f")]
-        lines.append("| " + " | ".join([*cells, cell("recognised", ".1%")]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, cell("recognised", ".1%")])
+    return tables.markdown(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 from pathlib import Path
 
+import compiled
 import cuda_standin
 import pytest
 
@@ -14,7 +15,6 @@ from ssim_fused import _kernels, _nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 OTHER_PYTHON = os.environ.get("SSIM_FUSED_OTHER_PYTHON")
 
 
@@ -25,87 +25,35 @@ def other_site_packages() -> list[Path]:
     return list(Path(OTHER_PYTHON).parent.parent.glob("lib/python*/site-packages"))
 
 
-def find_nvcc() -> Path | None:
-    places = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda-13.0", "/usr/local/cuda"]
-    found = (Path(place) / "bin" / "nvcc" for place in places if place)
-    return next((path for path in found if path.exists()), None)
+@pytest.mark.skipif(compiled.find_nvcc() is None, reason="needs nvcc")
+@pytest.mark.parametrize("header", compiled.HEADERS)
+def test_the_oldest_and_newest_architecture_are_as_recorded(header):
+    ends = [compiled.ARCHITECTURES[0], compiled.ARCHITECTURES[-1]]
+    found = compiled.summary(compiled.compile_kernels(header, ends))
+    recorded = json.loads(compiled.RECORD.read_text())["found"][header]
+    assert found == {architecture: recorded[architecture] for architecture in ends}
 
 
-NVCC = find_nvcc()
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+def test_no_kernel_spills_on_any_architecture():
+    record = json.loads(compiled.RECORD.read_text())
+    assert record["digest"] == compiled.digest(), "kernels have changed since: run `make compiled`"
+    assert list(record["found"]) == compiled.HEADERS
+    for header, of in record["found"].items():
+        assert list(of) == compiled.ARCHITECTURES
+        for found in of.values():
+            assert found["kernels"] == sum(name[0] == header for name in _kernels.names())
+            assert found["stack and spills"] == 0
 
 
-def parameter_of(expression: str) -> str:
-    """The structure that a kernel is given."""
-    arithmetic = "double" if "<double" in expression else "float"
-    kind = "VolumeProblem" if "volume_kernel" in expression else "Problem"
-    kind = "Unpooling" if "unpool_kernel" in expression else kind
-    return f"const __grid_constant__ ssim_fused::{kind}<{arithmetic}>"
-
-
-def compile_everywhere(header: str, folder: Path) -> str:
-    """What ptxas says of all kernels of a header, for all architectures."""
-    lines = [f'#include "{header}"']
-    for expression in (name for of, name in _kernels.names() if of == header):
-        parameters = parameter_of(expression)
-        if "reduce_kernel" in expression:
-            arithmetic = expression.partition("<")[2].removesuffix(">")
-            parameters = f"const {arithmetic}*, ssim_fused::Int64, double, {arithmetic}*"
-        lines.append(f"template __global__ void {expression}({parameters});")
-    source = folder / "kernels.cu"
-    source.write_text("\n".join(lines))
-    command = [NVCC, "-std=c++20", "-O3", "--threads", "2", "-Werror", "all-warnings", "-Xptxas=-v"]
-    for number in ARCHITECTURES:
-        command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-    command += ["-fatbin", f"-I{CSRC}", source, "-o", folder / "kernels.fatbin"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
-
-
-def kernels_of(said: str) -> list[tuple]:
-    """Of each kernel: name, architecture, stack, spills stored and loaded, registers."""
-    return re.findall(
-        r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, "
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        said,
-        re.DOTALL,
-    )
-
-
-@needs_nvcc
-def test_no_kernel_spills_on_any_architecture(tmp_path):
-    kernels = kernels_of(compile_everywhere(_kernels.IMAGES, tmp_path))
-    assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x (3 dtypes x 3 layouts + float64); the plain loss apart: 3 tasks x 3 dtypes x 2
-    # layouts; 2 tasks x 2 dtypes of integers x 3 layouts; and 2 that give a value a plane
-    assert len(kernels) == (60 + 18 + 12 + 2) * len(ARCHITECTURES)
-    spilled = [k for k in kernels if any(int(count) for count in k[2:5])]
-    assert not spilled
-    streaming = [int(k[5]) for k in kernels if "LayoutE0" in k[0]]
-    assert max(streaming) <= 168  # three blocks of 128 threads on a multiprocessor
-    tile = [int(k[5]) for k in kernels if "LayoutE1" in k[0]]
-    assert max(tile) <= 128  # one block of 512 threads
-
-
-@needs_nvcc
-def test_no_kernel_for_volumes_spills_on_any_architecture(tmp_path):
-    kernels = kernels_of(compile_everywhere(_kernels.VOLUMES, tmp_path))
-    assert {architecture for _, architecture, *_ in kernels} == set(ARCHITECTURES)
-    # 6 tasks x 4 dtypes x (11 taps, other windows); 2 tasks x 2 dtypes of integers
-    assert len(kernels) == (48 + 4) * len(ARCHITECTURES)
-    assert not [k for k in kernels if any(int(count) for count in k[2:5])]
-    fast = [int(k[5]) for k in kernels if "Lb1E" in k[0] and "kernelId" not in k[0]]
-    assert len(fast) == 18 * len(ARCHITECTURES)
-    assert max(fast) <= 168  # one block of 352 threads: registers are given to 4 warps at a time
-
-
-@needs_nvcc
-def test_the_kernel_for_the_way_back_does_not_spill(tmp_path):
-    kernels = kernels_of(compile_everywhere(_kernels.UNPOOLING, tmp_path))
-    assert len(kernels) == 2 * len(ARCHITECTURES)
-    assert not [k for k in kernels if any(int(count) for count in k[2:5])]
-    assert max(int(k[5]) for k in kernels) <= 32  # 2048 threads on a multiprocessor
+def test_registers_let_enough_blocks_run_at_once():
+    record = json.loads(compiled.RECORD.read_text())["found"]
+    # three blocks of 128 threads on a multiprocessor; one of 512; one of 352 (registers are given
+    # to 4 warps at a time); 2048 threads
+    most = {"streaming": 168, "tile": 128, "fast volume": 168, "unpool": 32}
+    for family, limit in most.items():
+        used = [found[family] for of in record.values() for found in of.values() if family in found]
+        assert len(used) == len(compiled.ARCHITECTURES)
+        assert max(used) <= limit
 
 
 @pytest.mark.skipif(OTHER_PYTHON is None, reason="SSIM_FUSED_OTHER_PYTHON names no other torch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
 import signal
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,9 +146,60 @@ def test_resume_explains_what_is_wrong(train, tmp_path, squares):
     assert "latent was 10 and is 3" in said.err
     said = train("--batch-size", 16, "--epochs", 1, "--resume", code=2)
     assert "data was 24 pictures in 2 classes" in said.err
-    (tmp_path / "test" / "checkpoint.pt").write_bytes(b"no checkpoint")
-    said = train("--data", squares, *SHORT, "--resume", code=2)
-    assert "is not a checkpoint" in said.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, squares):
+    train("--data", squares, *SHORT)
+    checkpoint = tmp_path / "test" / "checkpoint.pt"
+    kept = checkpoint.read_bytes()
+    scratch = checkpoint.with_name("checkpoint.pt.tmp")
+    scratch.symlink_to("/dev/full")
+    said = train("--data", squares, *SHORT, code=2)
+    assert f"No space left on device: '{checkpoint}'" in said.err
+    assert checkpoint.read_bytes() == kept
+    assert not scratch.is_symlink()
+    train("--data", squares, *SHORT, "--resume")
+
+
+class Hostile:
+    """Makes a file where a pickle of it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_spoiled_or_hostile_checkpoint_is_refused(train, tmp_path, squares):
+    def resume(code):
+        return train("--data", squares, *SHORT, "--resume", code=code).err
+
+    train("--data", squares, *SHORT)
+    checkpoint = tmp_path / "test" / "checkpoint.pt"
+    good = checkpoint.read_bytes()
+    middle = len(good) // 2
+    for spoiled in (b"", b"no checkpoint", good[:middle], good[middle:]):
+        checkpoint.write_bytes(spoiled)
+        assert f"{checkpoint} is not a checkpoint" in resume(2)
+    checkpoint.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    assert f"{checkpoint} is damaged" in resume(2)
+
+    state = torch.load(io.BytesIO(good), weights_only=True)
+    for other in ([1, 2], {"settings": 3}, {}):
+        torch.save(other, checkpoint)
+        assert f"{checkpoint} is not a checkpoint of this script" in resume(2)
+    for name, part in (("model", {}), ("model", 3), ("generator", torch.zeros(3)), ("result", 5)):
+        torch.save(state | {name: part}, checkpoint)
+        assert f"{checkpoint} does not fit" in resume(2)
+    torch.save({name: part for name, part in state.items() if name != "epoch"}, checkpoint)
+    assert f"{checkpoint} does not fit: KeyError: 'epoch'" in resume(2)
+    torch.save(state | {"epoch": Hostile(tmp_path / "executed")}, checkpoint)
+    assert f"{checkpoint} is not a checkpoint" in resume(2)
+    assert not (tmp_path / "executed").exists()
+    checkpoint.write_bytes(good)
+    resume(0)
 
 
 def test_bad_data_is_explained(train, tmp_path):

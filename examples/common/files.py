@@ -9,12 +9,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """The file is either the old one or the new one, whenever the program is killed."""
+    """The file is either the old one or the new one, killed or on a full disk."""
     scratch = path.with_name(path.name + ".tmp")
-    write(scratch)
-    with scratch.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        write(scratch)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def save_json(path: Path, content: dict) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-import pickle
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,9 +71,17 @@ def load_checkpoint(path: Path) -> dict:
     if not path.exists():
         raise ResumeError(f"{path} does not exist: there is nothing to resume")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise ResumeError(f"{path} is not a checkpoint") from None
+        with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
+            damaged = file.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a spoiled file may be refused in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ResumeError(f"{path} is not a checkpoint: {reason}") from None
+    if damaged:
+        raise ResumeError(f"{path} is damaged: {damaged} has another checksum")
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        raise ResumeError(f"{path} is not a checkpoint of this script")
+    return state
 
 
 @torch.no_grad()
@@ -157,11 +166,15 @@ class Trainer:
     def resume(self) -> None:
         """From the last checkpoint; rows written after it are dropped."""
         state = self.processes.from_first(self._load)
-        self.epoch = state["epoch"]
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
-        self.result = Result(self.model, **state["result"])
+        try:
+            self.epoch = state["epoch"]
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self.generator.set_state(state["generator"])
+            self.result = Result(self.model, **state["result"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ResumeError(f"{self.checkpoint} does not fit: {reason}") from None
         self.save_metrics()
 
     def fits_checkpoint(self) -> bool:
@@ -183,7 +196,10 @@ class Trainer:
             "result": dict(rows=result.rows, loss_ms=result.loss_ms, step_ms=result.step_ms),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
-        write_atomically(self.checkpoint, lambda scratch: torch.save(state, scratch))
+        # by way of memory: torch.save does not say when a disk is full
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.checkpoint, lambda scratch: scratch.write_bytes(buffer.getbuffer()))
 
     def save_metrics(self) -> None:
         if self.processes.first:

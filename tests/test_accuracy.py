@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tables import oracle_map, pictures, relative_error
 
 import ssim_fused
 from ssim_fused import reference
+from ssim_fused._checks import gaussian_window, single_window
 
 PATHS = {"fused": ssim_fused, "reference": reference}
 SHAPE = (2, 3, 256, 320)
@@ -98,3 +101,12 @@ def test_windows_sum_to_one_in_float32(module, size, sigma, window):
     settings = dict(window=window, window_size=size, sigma=sigma, padding="valid")
     true = module.ssim(x.double(), y.double(), **settings).item()
     assert module.ssim(x, y, **settings).item() == pytest.approx(true, abs=2e-6)
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(3, 0.5), (5, 1.0), (9, 1.0), (11, 1.5), (33, 6.0)])
+def test_taps_in_float32_sum_to_one(size, sigma):
+    taps = single_window(gaussian_window(size, sigma))
+    assert torch.tensor(taps).tolist() == list(taps)
+    assert taps == taps[::-1]
+    assert abs(math.fsum(taps) - 1) <= 1e-10
+    torch.testing.assert_close(taps, gaussian_window(size, sigma), rtol=0, atol=6e-8)

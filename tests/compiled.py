@@ -71,7 +71,9 @@ def compile_kernels(header: str, architectures: list[str]) -> str:
 
 
 def summary(said: str) -> dict[str, dict[str, int]]:
-    """Architecture to the number of kernels, bytes of stack and spills, and most registers."""
+    """Architecture to the number of kernels, bytes of stack and spills; of each family, the same
+    number and the most registers.
+    """
     found: dict[str, dict[str, int]] = {}
     for name, architecture, stack, stores, loads, registers in re.findall(
         r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, "
@@ -84,7 +86,8 @@ def summary(said: str) -> dict[str, dict[str, int]]:
         of["stack and spills"] += int(stack) + int(stores) + int(loads)
         for family, word in FAMILIES.items():
             if re.search(word, name):
-                of[family] = max(of.get(family, 0), int(registers))
+                of[f"{family}: kernels"] = of.get(f"{family}: kernels", 0) + 1
+                of[f"{family}: registers"] = max(of.get(f"{family}: registers", 0), int(registers))
     return dict(sorted(found.items(), key=lambda of: int(of[0])))
 
 

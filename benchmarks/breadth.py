@@ -23,7 +23,6 @@ from torch import Tensor
 import ssim_fused
 from ssim_fused import _paths
 from ssim_fused._call import prepare
-from ssim_fused._checks import check_settings
 
 from . import results
 from .turns import take_turns, timed
@@ -106,8 +105,7 @@ def _beside(feature: Feature) -> dict[str, Tensor]:
 def _code_paths(feature: Feature) -> tuple[str, str]:
     """Which code computes it on a CPU and on a GPU, by the package's own word."""
     x, y = _images(feature)
-    settings = check_settings(**feature.settings)
-    request, _ = prepare(x, y, settings, **_beside(feature))
+    request, _ = prepare(x, y, **feature.settings, **_beside(feature))
     words = []
     for device in ("cpu", "cuda"):
         reason = _paths.no_kernel(request, device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATING
+from ._request import is_half, value_dtype
 
 
 def autocast_enabled(image: Tensor) -> bool:
@@ -22,6 +23,11 @@ def full_precision(image: Tensor) -> Any:
     if autocast_enabled(image):
         return torch.autocast(image.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def promised_dtype(image: Tensor) -> torch.dtype:
+    """What the value of images is given in: under autocast float32 for half precision."""
+    return torch.float32 if is_half(image) and autocast_enabled(image) else value_dtype(image)
 
 
 def under_autocast(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

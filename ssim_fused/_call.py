@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _border
-from ._autocast import autocast_enabled, under_autocast
+from ._autocast import promised_dtype, under_autocast
 from ._checks import (
     BORDERS,
     Settings,
@@ -22,7 +22,7 @@ from ._checks import (
     default_range,
 )
 from ._masks import sum_from, with_mask, with_weight
-from ._request import ReducedLoss, Request, is_half, value_dtype
+from ._request import Request, value_dtype
 
 
 def _sample_covariance(settings: Settings, axes: int) -> Settings:
@@ -42,83 +42,12 @@ class Promise(NamedTuple):
     """What the value of a call is promised to look like."""
 
     dtype: torch.dtype
+    reduction: str
     axes: int  # spatial ones that the images were given
     batched: bool
 
 
 def prepare(
-    input: Tensor,
-    target: Tensor,
-    settings: Settings,
-    mask: Tensor | None = None,
-    mask_threshold: float = 0.5,
-    weight: Tensor | None = None,
-) -> tuple[Request, Promise]:
-    """Check the images, and bring a call into the form that backends compute."""
-    input, target = under_autocast(input, target)
-    axes = check_images(input, target, settings)
-    dtype = value_dtype(input)
-    if settings.reduction == "none" and is_half(input) and autocast_enabled(input):
-        input, target = input.float(), target.float()  # a map is stored in the images' dtype
-    batched = input.dim() == axes + 2
-    if not batched:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
-    if settings.sample_covariance:
-        settings = _sample_covariance(settings, axes)
-    if axes == 1:
-        settings = _for_rows(settings)
-        input, target = input.unsqueeze(-2), target.unsqueeze(-2)
-    if mask is not None or weight is not None:
-        mask, weight = (_beside(value, axes, batched) for value in (mask, weight))
-    if mask is not None:
-        check_beside("mask", mask, input, input.shape[2:])
-    given = settings
-    if settings.padding in BORDERS:
-        pads = settings.pads(input.dim() - 2)
-        input = _border.extend(input, pads, settings.padding)
-        target = _border.extend(target, pads, settings.padding)
-        settings = settings._replace(padding="valid")
-    request = Request(input, target, settings)
-    if weight is not None:
-        request = with_weight(request, weight)
-    if mask is not None:
-        request = with_mask(request, mask, mask_threshold, weight, given)
-    return request, Promise(dtype, axes, batched)
-
-
-def evaluate(
-    loss: ReducedLoss,
-    input: Tensor,
-    target: Tensor,
-    settings: Settings,
-    mask: Tensor | None = None,
-    mask_threshold: float = 0.5,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, Request]:
-    """Check the images and compute: the value in the shape and dtype that is promised."""
-    request, promise = prepare(input, target, settings, mask, mask_threshold, weight)
-    value = loss(request)
-    if settings.reduction == "none" and promise.axes == 1:
-        value = value.squeeze(-2)
-    if not promise.batched and settings.reduction in ("image", "channel", "none"):
-        value = value.squeeze(0)
-    # under autocast a half-precision loss stays float32, as torch's own losses do
-    if value.dtype != promise.dtype and not autocast_enabled(input):
-        value = value.to(promise.dtype)
-    return value, request
-
-
-def _beside(value: Tensor | None, axes: int, batched: bool) -> Tensor | None:
-    """A mask or weight with the axes that the images were given."""
-    if not isinstance(value, Tensor):
-        return value  # an error that check_beside explains
-    if not batched and value.dim() == axes + 1:
-        value = value.unsqueeze(0)
-    return value.unsqueeze(-2) if axes == 1 and value.dim() == 3 else value
-
-
-def compute_loss(
-    loss: ReducedLoss,
     input: Tensor,
     target: Tensor,
     window_size: Taps = 11,
@@ -136,8 +65,8 @@ def compute_loss(
     mask: Tensor | None = None,
     mask_threshold: float = 0.5,
     weight: Tensor | None = None,
-) -> Tensor:
-    """ssim_loss, by a backend."""
+) -> tuple[Request, Promise]:
+    """Check a call of ssim_loss, and bring it into the form that backends compute."""
     if data_range is None:
         data_range = default_range(input)
     # fmt: off
@@ -146,33 +75,73 @@ def compute_loss(
         term, nonnegative_ssim, sample_covariance, spatial_dims,
     )
     # fmt: on
-    return evaluate(loss, input, target, settings, mask, mask_threshold, weight)[0]
+    return to_request(input, target, settings, mask, mask_threshold, weight)
 
 
-def compute_similarity(
-    loss: ReducedLoss,
+def to_request(
     input: Tensor,
     target: Tensor,
-    *,
-    data_range: float | None = None,
-    return_cs: bool = False,
+    settings: Settings,
     mask: Tensor | None = None,
     mask_threshold: float = 0.5,
     weight: Tensor | None = None,
-    **names: Any,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """ssim, by a backend; names: the other settings, as in compute_loss."""
-    if data_range is None:
-        data_range = default_range(input)
-    settings = check_settings(data_range=data_range, **names)
-    value = to_similarity(*evaluate(loss, input, target, settings, mask, mask_threshold, weight))
-    if not return_cs:
-        return value
-    if settings.kind != "ssim":
+) -> tuple[Request, Promise]:
+    """The same where the settings are checked already."""
+    input, target = under_autocast(input, target)
+    axes = check_images(input, target, settings)
+    promise = Promise(
+        promised_dtype(input), settings.reduction, axes, batched=input.dim() == axes + 2
+    )
+    if settings.reduction == "none" and promise.dtype != value_dtype(input):
+        input, target = input.float(), target.float()  # a map is stored in the images' dtype
+    if not promise.batched:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+    if settings.sample_covariance:
+        settings = _sample_covariance(settings, axes)
+    if axes == 1:
+        settings = _for_rows(settings)
+        input, target = input.unsqueeze(-2), target.unsqueeze(-2)
+    if mask is not None or weight is not None:
+        mask, weight = (_beside(value, promise) for value in (mask, weight))
+    if mask is not None:
+        check_beside("mask", mask, input, input.shape[2:])
+    given = settings
+    if settings.padding in BORDERS:
+        pads = settings.pads(input.dim() - 2)
+        input = _border.extend(input, pads, settings.padding)
+        target = _border.extend(target, pads, settings.padding)
+        settings = settings._replace(padding="valid")
+    request = Request(input, target, settings)
+    if weight is not None:
+        request = with_weight(request, weight)
+    if mask is not None:
+        request = with_mask(request, mask, mask_threshold, weight, given)
+    return request, promise
+
+
+def _beside(value: Tensor | None, promise: Promise) -> Tensor | None:
+    """A mask or weight with the axes that the images were given."""
+    if not isinstance(value, Tensor):
+        return value  # an error that check_beside explains
+    if not promise.batched and value.dim() == promise.axes + 1:
+        value = value.unsqueeze(0)
+    return value.unsqueeze(-2) if promise.axes == 1 and value.dim() == 3 else value
+
+
+def finish(value: Tensor, promise: Promise) -> Tensor:
+    """A backend's value in the shape and dtype that is promised."""
+    if promise.reduction == "none" and promise.axes == 1:
+        value = value.squeeze(-2)
+    if not promise.batched and promise.reduction in ("image", "channel", "none"):
+        value = value.squeeze(0)
+    return value if value.dtype == promise.dtype else value.to(promise.dtype)
+
+
+def contrast_of(request: Request) -> Request:
+    """The request of ``cs`` beside one of SSIM."""
+    if request.settings.kind != "ssim":
         raise ValueError("return_cs goes with term 'ssim' and without nonnegative_ssim")
-    settings = settings._replace(kind="contrast")
-    cs = to_similarity(*evaluate(loss, input, target, settings, mask, mask_threshold, weight))
-    return value, cs
+    return request._replace(settings=request.settings._replace(kind="contrast"))
 
 
 def to_similarity(loss: Tensor, request: Request) -> Tensor:
@@ -180,5 +149,5 @@ def to_similarity(loss: Tensor, request: Request) -> Tensor:
     if request.settings.reduction != "sum":
         return 1 - loss
     if request.share is not None:
-        return sum_from(request.share).squeeze() - loss
+        return sum_from(request.share).squeeze().to(loss.dtype) - loss
     return math.prod(request.map_shape()) - loss

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _paths
 from ._call import prepare
-from ._checks import BORDERS, FLOATING, check_settings, default_range
+from ._checks import BORDERS, FLOATING
 
 
 def explain(
@@ -38,11 +38,9 @@ def explain(
         'native, avx512; float32; border "reflect" as a copy with more pixels around it'
     """
     target = input if target is None else target
-    data_range = settings.pop("data_range", None)
-    checked = check_settings(
-        data_range=default_range(input) if data_range is None else data_range, **settings
+    request, _ = prepare(
+        input, target, **settings, mask=mask, mask_threshold=mask_threshold, weight=weight
     )
-    request, _ = prepare(input, target, checked, mask, mask_threshold, weight)
     device = device or request.input.device.type
     reason = _paths.why_reference(request, device)
     dtype = str(input.dtype).removeprefix("torch.")
@@ -53,8 +51,8 @@ def explain(
         path = f"native, {torch.ops.ssim_fused.cpu_isa() if device == 'cpu' else 'CUDA'}"
         converts = _paths.in_float32(request, device)
     parts = [path, f"{dtype}, converted to float32 first" if converts else dtype]
-    if checked.padding in BORDERS:
-        parts.append(f'border "{checked.padding}" as a copy with more pixels around it')
+    if (padding := settings.get("padding")) in BORDERS:
+        parts.append(f'border "{padding}" as a copy with more pixels around it')
     if reason is None and input.dtype in FLOATING and device == "cpu" and request.axes() == 3:
         parts.append("gradients in two passes")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _border
-from ._autocast import autocast_enabled, under_autocast
+from ._autocast import promised_dtype, under_autocast
 from ._checks import (
     BORDERS,
     WHOLE,
@@ -24,7 +24,7 @@ from ._checks import (
     nonnegative,
 )
 from ._distributed import constants, is_spread
-from ._request import Request, accumulate_dtype, can_be_read, value_dtype
+from ._request import Request, accumulate_dtype, can_be_read
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -217,7 +217,7 @@ def compute_multiscale(
     axes = spatial_dims or (3 if input.dim() == 5 else 2)
     _check_size(input, settings, axes, len(exponents), pooling)
     check_images(input, target, settings)
-    dtype = value_dtype(input)
+    dtype = promised_dtype(input)
     batched = input.dim() == axes + 2
     if not batched:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
@@ -234,4 +234,4 @@ def compute_multiscale(
         value = value.mean(1)
     if not batched and reduction != "mean":
         value = value.squeeze(0)
-    return value if autocast_enabled(input) else value.to(dtype)
+    return value.to(dtype)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autocast import autocast_enabled, under_autocast
-from ._call import evaluate
+from ._autocast import promised_dtype, under_autocast
+from ._call import finish, to_request
 from ._checks import (
     Settings,
     check_beside,
@@ -23,7 +23,7 @@ from ._checks import (
     positive,
 )
 from ._masks import sum_from, verify
-from ._request import Request, accumulate_dtype, value_dtype
+from ._request import Request, accumulate_dtype
 
 # [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights.
 ImageTerms = Callable[[Request, tuple[float, ...]], Tensor]
@@ -40,7 +40,7 @@ def compute_terms(
     data_range: float | None = None,
     **names: Any,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """image_loss, by a backend: the loss and its detached terms; names: as in compute_loss."""
+    """image_loss, by a backend: the loss and its detached terms; names: as in ssim_loss."""
     ssim, mse, l1 = term_weights
     term_weights = finite("ssim", ssim), finite("mse", mse), finite("l1", l1)
     if not any(term_weights):
@@ -52,7 +52,8 @@ def compute_terms(
     one_pass = settings.padding in ("same", "valid") and mask is None
     one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
     if one_pass:
-        found, _ = evaluate(lambda request: terms(request, term_weights), input, target, settings)
+        request, promise = to_request(input, target, settings)
+        found = finish(terms(request, term_weights), promise)
         ssim_term, mse_term, l1_term = found[1:].detach().unbind()
         return found[0], (ssim_term, mse_term, l1_term)
     return _separate_terms(terms, input, target, settings, term_weights, mask, mask_threshold)
@@ -70,10 +71,8 @@ def _separate_terms(
     """The same where one pass does not serve: masks, volumes, borders, or no SSIM at all."""
     axes = check_images(input, target, settings)
     if term_weights[0]:
-        alone = evaluate(
-            lambda request: terms(request, (1.0, 0.0, 0.0))[0],
-            input, target, settings, mask, mask_threshold,
-        )[0]  # fmt: skip
+        request, promise = to_request(input, target, settings, mask, mask_threshold)
+        alone = finish(terms(request, (1.0, 0.0, 0.0))[0], promise)
     else:
         alone = input.new_zeros((), dtype=accumulate_dtype(input))
     seen = None
@@ -87,7 +86,7 @@ def _separate_terms(
         seen = seen if batched else seen.squeeze(0)
     found = [alone, *differences(input, target, term_weights[1:], seen)]
     value = weighted_sum(term_weights, found)
-    dtype = value.dtype if autocast_enabled(input) else value_dtype(input)
+    dtype = promised_dtype(input)
     ssim_term, mse, l1 = (term.detach().to(dtype) for term in found)
     return value.to(dtype), (ssim_term, mse, l1)
 

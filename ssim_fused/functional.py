@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import _ops
-from ._call import compute_loss, compute_similarity
+from ._call import contrast_of, finish, prepare, to_similarity
 from ._checks import Sigma, Taps, Window, positive
 from ._multiscale import BETAS, compute_multiscale
 from ._ops import image_terms, reduced_loss
@@ -108,12 +108,12 @@ def ssim_loss(
         equation 13. https://doi.org/10.1109/TIP.2003.819861
     """
     # fmt: off
-    return compute_loss(
-        reduced_loss, input, target, window_size, sigma, data_range, k1, k2, padding, reduction,
-        window, term, nonnegative_ssim, sample_covariance, spatial_dims, mask, mask_threshold,
-        weight,
+    request, promise = prepare(
+        input, target, window_size, sigma, data_range, k1, k2, padding, reduction, window, term,
+        nonnegative_ssim, sample_covariance, spatial_dims, mask, mask_threshold, weight,
     )
     # fmt: on
+    return finish(reduced_loss(request), promise)
 
 
 def ssim(
@@ -149,27 +149,17 @@ def ssim(
     Example:
         >>> ssim(x, y, data_range=255.0, padding="valid", reduction="image")
     """
-    return compute_similarity(
-        reduced_loss,
-        input,
-        target,
-        return_cs=return_cs,
-        window_size=window_size,
-        sigma=sigma,
-        data_range=data_range,
-        k1=k1,
-        k2=k2,
-        padding=padding,
-        reduction=reduction,
-        window=window,
-        term=term,
-        nonnegative_ssim=nonnegative_ssim,
-        sample_covariance=sample_covariance,
-        spatial_dims=spatial_dims,
-        mask=mask,
-        mask_threshold=mask_threshold,
-        weight=weight,
+    # fmt: off
+    request, promise = prepare(
+        input, target, window_size, sigma, data_range, k1, k2, padding, reduction, window, term,
+        nonnegative_ssim, sample_covariance, spatial_dims, mask, mask_threshold, weight,
     )
+    # fmt: on
+    contrast = contrast_of(request) if return_cs else None
+    similarity = to_similarity(finish(reduced_loss(request), promise), request)
+    if contrast is None:
+        return similarity
+    return similarity, to_similarity(finish(reduced_loss(contrast), promise), contrast)
 
 
 def dssim(input: Tensor, target: Tensor, **settings: Any) -> Tensor:

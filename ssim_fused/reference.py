@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._autocast import full_precision
-from ._call import compute_loss, compute_similarity
+from ._call import contrast_of, finish, prepare, to_similarity
 from ._checks import Settings
 from ._filter import filter_axes, pad
 from ._multiscale import compute_multiscale, halve
@@ -129,12 +129,20 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
 
 def ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
     """:func:`ssim_fused.ssim_loss` in plain PyTorch; see there."""
-    return compute_loss(reduced_loss, input, target, **settings)
+    request, promise = prepare(input, target, **settings)
+    return finish(reduced_loss(request), promise)
 
 
-def ssim(input: Tensor, target: Tensor, **settings: Any) -> Tensor | tuple[Tensor, Tensor]:
+def ssim(
+    input: Tensor, target: Tensor, *, return_cs: bool = False, **settings: Any
+) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`ssim_fused.ssim` in plain PyTorch; see there."""
-    return compute_similarity(reduced_loss, input, target, **settings)
+    request, promise = prepare(input, target, **settings)
+    contrast = contrast_of(request) if return_cs else None
+    similarity = to_similarity(finish(reduced_loss(request), promise), request)
+    if contrast is None:
+        return similarity
+    return similarity, to_similarity(finish(reduced_loss(contrast), promise), contrast)
 
 
 def ms_ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:

@@ -136,6 +136,16 @@ def test_half_precision(path, dtype):
 
 
 @both_paths
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_have_the_images_dtype(path, dtype):
+    x, y = pictures(SHAPE, dtype)
+    for beside in ({"mask": MASKS["weights"]()}, {"weight": MASKS["weights"]()}):
+        for reduction in REDUCTIONS[: 5 if "mask" in beside else 4]:
+            assert PATHS[path].ssim_loss(x, y, reduction=reduction, **beside).dtype == dtype
+            assert PATHS[path].ssim(x, y, reduction=reduction, **beside).dtype == dtype
+
+
+@both_paths
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_other_dimensions(path, padding):
     for shape, settings in (

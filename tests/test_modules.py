@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+import re
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from tables import pictures
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
 from benchmarks import article
+from ssim_fused import _paths
 
 
 def latent(n=5, size=16, scale=0.01, seed=3):
@@ -100,7 +106,7 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
     def fail(*arguments, **keywords):
         raise AssertionError("computed a term of weight 0")
 
-    monkeypatch.setattr("ssim_fused._terms.evaluate", fail)
+    monkeypatch.setattr("ssim_fused._terms.to_request", fail)
     monkeypatch.setattr("ssim_fused.modules._kl_divergence", fail)
     mu, logvar = latent(3)
     loss = ssim_fused.CVAELoss(alpha=0, beta=0)(x, y, mu, logvar)
@@ -152,3 +158,28 @@ def test_reduction_of_the_module():
     per_image = ssim_fused.SSIMLoss(reduction="image")(x, y)
     assert per_image.shape == (3,)
     torch.testing.assert_close(per_image.mean(), ssim_fused.SSIMLoss()(x, y), rtol=1e-12, atol=0)
+
+
+@pytest.mark.skipif(_paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}")
+@pytest.mark.parametrize("as_loss", [True, False])
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_the_way_of_a_call_is_the_documented_one(as_loss, needs_gradient):
+    """CONTRIBUTING.md says which files a call goes through on its way to the operator."""
+    package = Path(ssim_fused.__file__).parent
+    ways = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "ssim_fused":
+                files = (Path(frame.filename) for frame in traceback.extract_stack())
+                names = [file.name for file in files if file.parent == package]
+                ways.append([name for name, _ in itertools.groupby(names)])
+            return function(*args, **(kwargs or {}))
+
+    x, y = (image.float().requires_grad_(needs_gradient) for image in one_channel())
+    with Watch():
+        ssim_fused.SSIMLoss()(x, y, as_loss)
+    assert ways == [["modules.py", "functional.py", "_ops.py"]]
+    contributing = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+    documented = contributing.partition("## The way of a call")[2].partition("\n## ")[0]
+    assert re.findall(r"ssim_fused/(\w+\.py) ", documented) == ways[0]

@@ -160,7 +160,7 @@ struct Layout {
     halo_y = p.y.halo();
     halo_x = p.x.halo();
     rows = halo_y + width;
-    columns = round_up(halo_x, width) + 4 * width;
+    columns = round_up(halo_x, width) + 8 * width;  // fewer would be moved more often
     pixel_maps = p.is_general() ? kMaps : 2;
     // a larger window would keep more than it is worth: its rows are read again
     pixel_blocks = halo_y <= 2 * width ? (p.tile_w + 2 * halo_x) / width + 3 : 0;
@@ -180,8 +180,8 @@ struct Windows {
   const A *z, *y, *x;
 };
 
-// The last columns of each map, few enough to stay in the L1 cache. Columns count from 0; those in
-// front of what is still needed make room for new ones.
+// The last columns of each map, few enough to stay in the nearest caches. Columns count from 0; those
+// in front of what is still needed make room for new ones.
 template <typename A>
 class Columns {
   using V = Vec<A>;
@@ -350,7 +350,7 @@ class Item {
         const int64_t made = lead + x - first_x_;
         derivatives_.make_room(next_block * width, made, made + width);
       }
-      windows(y, x, column, lead, ahead_of(y, left + ready, next_block + 1));
+      windows(y, x, column, lead, ahead_of(y, left + ready, next_block));
       if constexpr (kGrads > 0) {
         const int64_t made = lead + x - first_x_ + width;
         for (; made >= (next_block + 1) * width + layout_.halo_x; ++next_block) {
@@ -710,9 +710,11 @@ class Item {
     return (lane >= from) & (lane < to);
   }
 
-  // Blocks go down the image, which no processor foresees. So the pixels that come next are asked
-  // for in time, and a few at once: all of them together would keep other reads waiting. The same
-  // for the gradient's rows, which would be fetched one after the other when they are written.
+  // Blocks go down the image, which no processor foresees. So pixels are asked for three blocks
+  // before they are needed, which is when they arrive from memory, and a few at once: all of them
+  // together would keep other reads waiting. The same for the gradient's rows, which would be
+  // fetched one after the other when they are written.
+  static constexpr int64_t kBlocksAhead = 3;
   struct Ahead {
     const T *input, *target;
     const T *to_input, *to_target;  // or null
@@ -729,9 +731,12 @@ class Item {
     }
   };
 
-  // pixels from column x on, of the rows that the block row at y reads first; a gradient's block
+  // for when pixels from column x on, of the rows that the block row at y reads first, and a
+  // gradient's block come next
   SSIM_INLINE Ahead ahead_of(int64_t y, int64_t x, int64_t block) const {
-    const int64_t first = y - p_.y.pad + layout_.halo_y, grad_x = x0_ + block * width;
+    const int64_t first = y - p_.y.pad + layout_.halo_y;
+    const int64_t grad_x = x0_ + (block + kBlocksAhead) * width;
+    x += (kBlocksAhead - 1) * width;
     Ahead ahead{at<const T>(p_.input, first, x), at<const T>(p_.target, first, x), nullptr, nullptr,
                 c_ == 0 ? smaller(p_.input.stride_w, 4) : 1};  // channels side by side share lines
     if (kGrads > 0) ahead.to_input = at<const T>(p_.grad_input, y - p_.y.pad, grad_x);

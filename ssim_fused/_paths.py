@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def _load_cpu(library: Path) -> None:
 def _load_cuda() -> str | None:
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
+    if os.environ.get("SSIM_FUSED_CUDA") == "0":
+        return "SSIM_FUSED_CUDA=0 is set"
     if cpu_reason is not None:
         return f"the CPU library, which declares the operators, is missing: {cpu_reason}"
     from . import _cuda  # a fifth of the import's time, which a torch without CUDA is spared

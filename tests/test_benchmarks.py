@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ from benchmarks import (
 from benchmarks.engine import Workload
 from examples.cvae.data import digits
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = Workload("step", (2, 1, 24, 30))
 
 
@@ -413,3 +417,14 @@ def test_what_the_command_costs(monkeypatch, tmp_path):
     assert by_work[evaluating.PILLOW]["to_pillow"] == by_work[evaluating.OWN]["to_own_decoder"] == 1
     table = evaluating.markdown([{k: str(v) for k, v in row.items()} for row in rows])
     assert len(table.splitlines()) == 2 + len(rows)
+
+
+def test_the_long_benchmark_needs_its_own_requirements_alone():
+    """Not what others do: `make bench-full` has an environment of its own."""
+    absent = ["imagecodecs", "pyarrow", "click", "av", "sklearn"]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}));"
+        "import benchmarks.__main__; print('imported')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "imported\n", done.stderr

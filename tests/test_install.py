@@ -281,3 +281,10 @@ def test_the_built_file_serves_another_torch(package):
         for python in (sys.executable, OTHER_PYTHON)
     ]
     assert values[0] == values[1]
+
+
+@pytest.mark.skipif(OTHER_PYTHON is None, reason="SSIM_FUSED_OTHER_PYTHON names no other torch")
+def test_the_environment_leaves_gpus_to_pytorch(package):
+    found = run([OTHER_PYTHON, "-m", "ssim_fused"], package, SSIM_FUSED_CUDA="0")
+    assert "because SSIM_FUSED_CUDA=0 is set" in found
+    assert "SSIM_FUSED_CUDA=0" not in run([OTHER_PYTHON, "-m", "ssim_fused"], package)

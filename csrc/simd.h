@@ -51,6 +51,16 @@ SSIM_INLINE Vec<A> splat(A x) {
   return Vec<A>{} + x;
 }
 
+// the elements of a, then b, that have these numbers
+template <int... number, typename V>
+SSIM_INLINE V pick(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, number...);
+#else  // which gcc has from version 12 on
+  return __builtin_shuffle(a, b, decltype(a < b){number...});
+#endif
+}
+
 // 1 / x to about 1 unit in the last place: an estimate, refined by Newton's steps that double its
 // digits, in a fifth of a division's time
 #if defined(__AVX512F__)
@@ -276,7 +286,7 @@ SSIM_INLINE void scatter(Vec<float> v, float* p, int64_t stride) {
 // the even (or odd) elements of a and b
 template <bool kOdd, typename V, int... i>
 SSIM_INLINE V every_second(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i + kOdd)...);
+  return pick<(2 * i + kOdd)...>(a, b);
 }
 
 // ---- transpose of a width x width block held in registers ----
@@ -287,17 +297,15 @@ SSIM_INLINE V every_second(V a, V b, std::integer_sequence<int, i...>) {
 template <int unit, bool kUpper, typename V, int... i>
 SSIM_INLINE V interleave(V a, V b, std::integer_sequence<int, i...>) {
   constexpr int count = sizeof...(i), lane = 16 * count / sizeof(V);
-  return __builtin_shufflevector(
-      a, b,
-      (i / lane * lane + (kUpper ? lane / 2 : 0) + i % lane / (2 * unit) * unit + i % unit +
-       (i / unit % 2 ? count : 0))...);
+  return pick<(i / lane * lane + (kUpper ? lane / 2 : 0) + i % lane / (2 * unit) * unit + i % unit +
+               (i / unit % 2 ? count : 0))...>(a, b);
 }
 
 // every second 16 bytes of a, then of b, from the first or the second on
 template <bool kSecond, typename V, int... i>
 SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
   constexpr int lane = 16 * sizeof...(i) / sizeof(V);
-  return __builtin_shufflevector(a, b, ((2 * (i / lane) + kSecond) * lane + i % lane)...);
+  return pick<((2 * (i / lane) + kSecond) * lane + i % lane)...>(a, b);
 }
 
 template <int unit, typename V, typename Lanes>

@@ -5,6 +5,7 @@ A table stands between <!-- NAME --> and <!-- end -->; the text around it is nob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from release import tables
@@ -15,15 +16,31 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("16x3x256x256", "1x3x1080x1920")
 
 
-def speed_table(folder: Path) -> str:
-    rows = results.load(folder / "quick.csv")
-    return results.markdown([row for row in rows if row["shape"] in SHOWN])
+Rows = list[dict[str, str]]
 
 
-def accuracy_table(folder: Path) -> str:
-    rows = results.load(folder / "accuracy.csv")
-    value = accuracy.markdown(rows, "value_error").splitlines()
-    gradient = accuracy.markdown(rows, "gradient_error").splitlines()
+def shown_shapes(rows: Rows) -> str:
+    """The two large shapes, in float32."""
+    rows = [row for row in rows if row["shape"] in SHOWN and row["dtype"] == "float32"]
+    return results.markdown([row for row in rows if row["mode"] != "memory"])
+
+
+def memory_table(rows: Rows) -> str:
+    return results.markdown([row for row in rows if row["mode"] == "memory"])
+
+
+def value_error_table(rows: Rows) -> str:
+    return accuracy.markdown(rows, "value_error")
+
+
+def gradient_error_table(rows: Rows) -> str:
+    return accuracy.markdown(rows, "gradient_error")
+
+
+def accuracy_table(rows: Rows) -> str:
+    """Errors of the value, and of the gradient for one kind of pictures."""
+    value = value_error_table(rows).splitlines()
+    gradient = gradient_error_table(rows).splitlines()
     column = gradient[0].split("|").index(" noise 1e-4 ")
     value[0] += " gradient, noise 1e-4 |"
     value[1] += "---|"
@@ -33,68 +50,30 @@ def accuracy_table(folder: Path) -> str:
     )
 
 
-def train_step_table(folder: Path) -> str:
-    return train_step.markdown(results.load(folder / "train_step.csv"))
-
-
-def gpu_cost_table(folder: Path) -> str:
-    rows = results.load(folder / "gpu_cost.csv")
+def gpu_cost_table(rows: Rows) -> str:
     shown = ["task", "shape", "layout", "multiply-adds", "shared loads", "bytes", "instructions"]
     return gpu_cost.markdown([{name: row[name] for name in shown} for row in rows])
 
 
-def breadth_table(folder: Path) -> str:
-    return breadth.markdown(results.load(folder / "breadth.csv"))
-
-
-def full_table(folder: Path) -> str:
-    """Every library at the shapes that all of them were timed at, in float32."""
-    rows = results.load(folder / "full.csv")
-    return results.markdown(
-        [row for row in rows if row["shape"] in SHOWN and row["mode"] != "memory"]
-    )
-
-
-def memory_table(folder: Path) -> str:
-    rows = results.load(folder / "full.csv")
-    return results.markdown([row for row in rows if row["mode"] == "memory"])
-
-
-def value_error_table(folder: Path) -> str:
-    return accuracy.markdown(results.load(folder / "accuracy.csv"), "value_error")
-
-
-def gradient_error_table(folder: Path) -> str:
-    return accuracy.markdown(results.load(folder / "accuracy.csv"), "gradient_error")
-
-
-def vae_losses_table(folder: Path) -> str:
-    return vae_losses.markdown(results.load(folder / "vae_losses.csv"))
-
-
-def evaluating_table(folder: Path) -> str:
-    return evaluating.markdown(results.load(folder / "evaluating.csv"))
-
-
-def installs_table(folder: Path) -> str:
+def installs_table(rows: Rows) -> str:
     """What `make install-matrix` has tried; its results are not a benchmark's."""
-    rows = results.load(ROOT / "release" / "installs.csv")
     return tables.markdown([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-TABLES = {
-    "speed": speed_table,
-    "train_step": train_step_table,
-    "accuracy": accuracy_table,
-    "gpu_cost": gpu_cost_table,
-    "breadth": breadth_table,
-    "full": full_table,
-    "memory": memory_table,
-    "value_error": value_error_table,
-    "gradient_error": gradient_error_table,
-    "vae_losses": vae_losses_table,
-    "evaluating": evaluating_table,
-    "installs": installs_table,
+# a table's results, and what makes it of them
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "speed": ("quick.csv", shown_shapes),
+    "train_step": ("train_step.csv", train_step.markdown),
+    "accuracy": ("accuracy.csv", accuracy_table),
+    "gpu_cost": ("gpu_cost.csv", gpu_cost_table),
+    "breadth": ("breadth.csv", breadth.markdown),
+    "full": ("full.csv", shown_shapes),
+    "memory": ("full.csv", memory_table),
+    "value_error": ("accuracy.csv", value_error_table),
+    "gradient_error": ("accuracy.csv", gradient_error_table),
+    "vae_losses": ("vae_losses.csv", vae_losses.markdown),
+    "evaluating": ("evaluating.csv", evaluating.markdown),
+    "installs": (str(ROOT / "release" / "installs.csv"), installs_table),
 }
 # which tables a page must have
 PAGES = {
@@ -110,10 +89,16 @@ PAGES = {
 
 
 def _made(name: str, present: str, folder: Path) -> str:
-    """A table as the results have it; docs/switching.md's has columns of its own."""
-    if name == "switching":
-        return switching.with_gains(present, results.load(folder / "switching.csv"))
-    return TABLES[name](folder)
+    """A table as the results have it, and below it where they come from."""
+    if name == "switching":  # has columns of its own
+        path = folder / "switching.csv"
+        table = switching.with_gains(present, results.load(path))
+    else:
+        file, make = TABLES[name]
+        path = folder / file
+        table = make(results.load(path))
+    made_by = results.origin(path)
+    return f"{table}\n\n{made_by}" if made_by else table
 
 
 def with_tables(text: str, page: str = "README.md", folder: Path = results.RESULTS) -> str:

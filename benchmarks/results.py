@@ -22,6 +22,12 @@ from .providers import PROVIDERS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+ISA_NAMES = {
+    "avx512": "AVX-512",
+    "avx2": "AVX2",
+    "baseline": "baseline instructions",
+    "none": "no native kernel",
+}
 
 
 def processor() -> str:
@@ -46,8 +52,14 @@ def _instruction_sets() -> list[str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    """The checkout's; "-dirty" where the code is not as committed (other results may be new)."""
+    git = ["git", "-C", str(HERE.parent)]
+    described = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True)
+    if described.returncode:
+        return "unknown"
+    code = ("csrc", "ssim_fused", "examples", "setup.py", "benchmarks/*.py")
+    is_dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
+    return described.stdout.strip() + ("-dirty" if is_dirty else "")
 
 
 def _installed() -> dict[str, str]:
@@ -89,6 +101,19 @@ def save(folder: Path, name: str, rows: list[dict]) -> Path:
     return path
 
 
+def origin(path: Path) -> str:
+    """One line on where results were made; none for counts, which need no machine."""
+    file = path.with_suffix(".json")
+    if not file.exists():
+        return ""
+    made = json.loads(file.read_text())
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    return (
+        f"*{made['cpu']}, {threads}, {ISA_NAMES[made['isa']]}; torch {made['torch']}; "
+        f"commit {made['commit']} of {made['date'][:10]}*"
+    )
+
+
 def load(path: Path) -> list[dict[str, str]]:
     """Rows as written; every value is text, an empty one stands for nothing."""
     with path.open(newline="") as file:
@@ -105,6 +130,8 @@ def _cell(row: dict[str, str]) -> str:
         return row["problem"].split("(")[0].strip() or "none"
     nanoseconds, ratio = float(row["ns_per_pixel"]), float(row["ratio_to_ours"] or "nan")
     mark = "" if row["agrees"] == "True" else " (another value)"
+    if "timed once" in row["problem"]:
+        mark += " (timed once)"
     return f"{nanoseconds:.3g} ({ratio:.3g}x){mark}"
 
 
@@ -244,7 +271,9 @@ def plot_sizes(rows: list[dict[str, str]], path: Path) -> bool:
         ax.set(xscale="log", yscale="log", title=mode, xlabel="pixels and channels in the batch")
         ax.set_ylabel("ns a pixel and channel")
         ax.grid(alpha=0.3)
-    axes.flat[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    # the first panel has them all: some libraries have no step
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[-1].legend(handles, labels, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)
 
 

@@ -152,7 +152,8 @@ def gain(old_line: str, rows: list[dict[str, str]]) -> str:
 def with_gains(table: str, rows: list[dict[str, str]]) -> str:
     """The table of docs/switching.md, its last column as measured."""
     lines = []
-    for i, line in enumerate(table.strip().splitlines()):
+    present = (line for line in table.splitlines() if line.startswith("|"))
+    for i, line in enumerate(present):
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if i > 1:
             cells[-1] = gain(cells[1], rows)

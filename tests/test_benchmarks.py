@@ -221,6 +221,42 @@ def test_readme_is_seen_to_differ(tmp_path):
         readme.with_tables("nothing")
 
 
+def test_tables_say_where_their_figures_are_from(tmp_path):
+    path = results.save(tmp_path, "quick", results.load(results.RESULTS / "quick.csv"))
+    made = json.loads(path.with_suffix(".json").read_text())
+    said = results.origin(path)
+    for part in (made["cpu"], made["torch"], made["commit"], made["date"][:10]):
+        assert part in said
+    assert results.origin(results.RESULTS / "quick.csv") in (ROOT / "README.md").read_text()
+    path.with_suffix(".json").unlink()  # counts need no machine
+    assert results.origin(path) == ""
+
+
+def test_tables_say_what_was_timed_once():
+    row = next(row for row in results.load(results.RESULTS / "quick.csv") if row["median_us"])
+    assert "timed once" not in results.markdown([row])
+    row["problem"] = "timed once, not interleaved"
+    assert "timed once" in results.markdown([row])
+
+
+def test_commit_is_dirty_where_code_differs(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "HERE", tmp_path / "benchmarks")
+    assert results._commit() == "unknown"
+    for name in ("csrc/kernel.cpp", "benchmarks/engine.py", "benchmarks/results/quick.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    clean = results._commit()
+    (tmp_path / "benchmarks/results/quick.csv").write_text("after")
+    assert results._commit() == clean
+    for name in ("csrc/kernel.cpp", "benchmarks/engine.py"):
+        (tmp_path / name).write_text("after")
+        assert results._commit() == f"{clean}-dirty"
+        (tmp_path / name).write_text("before")
+
+
 def test_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     rows = results.load(results.RESULTS / "quick.csv")

@@ -92,7 +92,7 @@ wheel: $(VENV)/ready ## the one wheel, in dist/, with all CUDA kernels: a quarte
 	$(BIN)/python release/build_wheel.py
 
 wheel-matrix: $(VENV)/ready ## that wheel in fresh environments of many Pythons and torches: gigabytes
-	$(BIN)/python release/matrix.py
+	OMP_WAIT_POLICY=passive $(BIN)/python release/matrix.py
 
 install-matrix: $(VENV)/ready ## installations from the sources, each in its own environment
 	$(BIN)/python release/installs.py

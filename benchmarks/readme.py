@@ -10,7 +10,17 @@ from pathlib import Path
 
 from release import tables
 
-from . import accuracy, breadth, evaluating, gpu_cost, results, switching, train_step, vae_losses
+from . import (
+    accuracy,
+    breadth,
+    evaluating,
+    gpu_cost,
+    many_pairs,
+    results,
+    switching,
+    train_step,
+    vae_losses,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("16x3x256x256", "1x3x1080x1920")
@@ -73,6 +83,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "gradient_error": ("accuracy.csv", gradient_error_table),
     "vae_losses": ("vae_losses.csv", vae_losses.markdown),
     "evaluating": ("evaluating.csv", evaluating.markdown),
+    "many_pairs": ("many_pairs.csv", many_pairs.markdown),
     "installs": (str(ROOT / "release" / "installs.csv"), installs_table),
 }
 # which tables a page must have
@@ -80,7 +91,7 @@ PAGES = {
     "README.md": ("speed", "train_step", "accuracy", "gpu_cost", "breadth"),
     "docs/switching.md": ("switching",),
     "docs/choosing.md": ("vae_losses",),
-    "docs/evaluating.md": ("evaluating",),
+    "docs/evaluating.md": ("evaluating", "many_pairs"),
     "docs/accuracy.md": ("value_error", "gradient_error"),
     "docs/performance.md": ("full", "memory", "train_step", "breadth"),
     "docs/gpu.md": ("gpu_cost",),

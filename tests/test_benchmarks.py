@@ -23,6 +23,7 @@ from benchmarks import (
     cpu,
     engine,
     evaluating,
+    many_pairs,
     originals,
     providers,
     readme,
@@ -453,6 +454,26 @@ def test_what_the_command_costs(monkeypatch, tmp_path):
     assert by_work[evaluating.PILLOW]["to_pillow"] == by_work[evaluating.OWN]["to_own_decoder"] == 1
     table = evaluating.markdown([{k: str(v) for k, v in row.items()} for row in rows])
     assert len(table.splitlines()) == 2 + len(rows)
+
+
+def test_what_a_long_list_costs(tmp_path):
+    rows = many_pairs.measure(tmp_path, [3, 1], rounds=1)
+    assert [row["pairs"] for row in rows] == [3, 1]
+    for row in rows:
+        assert row["processor_s"] > 0
+        assert row["clock_s"] > 0
+        assert 50e6 < row["peak_bytes"] < 2e9  # torch itself has more than the one
+    pair = [Image.open(tmp_path / name).size for name in ("0-a.png", "0-b.png")]
+    assert pair == [(64, 64)] * 2
+    assert len(results.load(tmp_path / "results.csv")) in (1, 3)
+    with pytest.raises(subprocess.CalledProcessError):  # the command's exit code is not overlooked
+        many_pairs.compare(tmp_path, [("0-a.png", "none.png")])
+
+    row = {"processor_s": "2", "peak_bytes": "279e6"}
+    short, long = row | {"pairs": "1000", "clock_s": "2"}, row | {"pairs": "10000", "clock_s": "20"}
+    table = many_pairs.markdown([short, long]).splitlines()
+    assert table[3] == "| 10,000 | 20.0 s | 2.0 s | 279 MB |"
+    assert table[4] == "| 1,000,000, projected | 33 minutes | 0 minutes |  |"
 
 
 def test_the_long_benchmark_needs_its_own_requirements_alone():

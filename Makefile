@@ -19,6 +19,9 @@ REF ?= HEAD
 # two files of tests at a time, whose threads outnumber the cores: one that waits for others must not
 # keep a core busy, or the tests take nearly twice as long (OMP_WAIT_POLICY)
 WORKERS ?= -n 2 --dist loadfile
+# what plain convolutions in float64 need, hundreds of megabytes each, is kept for the next one
+# instead of being fetched page by page (glibc's MALLOC_*)
+KEPT_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 .PHONY: help train compare test faults compiled fuzz kills mutants lint format bench bench-full
 .PHONY: bench-against gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
@@ -33,10 +36,10 @@ compare: $(VENV)/built ## train again with MSE alone and with the article's loss
 	$(BIN)/python examples/train_cvae.py --compare
 
 test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
-	OMP_WAIT_POLICY=passive SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python \
-	  $(BIN)/python -m pytest $(WORKERS)
+	OMP_WAIT_POLICY=passive $(KEPT_MEMORY) \
+	  SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest $(WORKERS)
 
-faults: $(VENV)/built ## plant every fault in the CUDA kernels, half an hour: needed when they change
+faults: $(VENV)/built ## plant every fault in the CUDA kernels, a quarter of an hour: needed when they change
 	cd tests && $(CURDIR)/$(BIN)/python -m cuda_emulator.faults
 
 compiled: $(VENV)/built ## every CUDA kernel for every architecture, ten minutes: needed when they change

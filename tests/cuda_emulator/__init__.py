@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import re
 import secrets
 import subprocess
 import sysconfig
@@ -30,6 +31,12 @@ def kernel_headers(csrc: Path) -> list[Path]:
     """What the emulator compiles of `csrc`."""
     kernels = ["ssim_cuda*kernel.h", "ssim_cuda*geometry.h", "ssim_math.h", "dtypes.h"]
     return sorted(path for pattern in kernels for path in csrc.glob(pattern))
+
+
+def digest(sources: list[Path], beside: str = "") -> str:
+    """Of what sources say, comments apart."""
+    text = "".join(path.read_text() for path in sources)
+    return hashlib.sha256((re.sub(r"//.*|\s", "", text) + beside).encode()).hexdigest()
 
 
 def build(source: str, flags: list[str], csrc: Path = CSRC) -> Path:
@@ -82,14 +89,14 @@ def _blur(image: Tensor, window, valid: bool) -> Tensor:
     """Windowed means of each plane; a window: (size, sigma), one or one for each axis."""
     axes = image.dim() - 2
     sides = window if isinstance(window[0], tuple) else (window,) * axes
-    kernel = torch.ones((), dtype=image.dtype)
-    for side in sides:
-        taps = torch.tensor(gaussian_window(*side), dtype=image.dtype)
-        kernel = kernel[..., None] * taps
-    padding = [0 if valid else size // 2 for size, _ in sides]
     convolve = F.conv2d if axes == 2 else F.conv3d
-    flat = convolve(image.flatten(0, 1)[:, None], kernel[None, None], padding=padding)
-    return flat.view(*image.shape[:2], *flat.shape[2:])
+    blurred = image.flatten(0, 1)[:, None]
+    for axis, side in enumerate(sides):  # one after another: in float64 nothing is lost by it
+        taps = torch.tensor(gaussian_window(*side), dtype=image.dtype)
+        along = [len(taps) if i == axis else 1 for i in range(axes)]
+        padding = [0 if valid else length // 2 for length in along]
+        blurred = convolve(blurred, taps.view(1, 1, *along), padding=padding)
+    return blurred.view(*image.shape[:2], *blurred.shape[2:])
 
 
 def coverage_of(mask: Tensor, window, valid: bool) -> Tensor:

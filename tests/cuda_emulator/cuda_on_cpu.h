@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -70,6 +71,7 @@ struct Meeting {
   // What a thread waits for. Not the mutex: whoever takes that once more is in order with all who
   // took it meanwhile, and the sanitizer would not see their races.
   std::atomic<long> round = 0;
+  std::atomic<bool> over = false;  // all have left
 };
 inline Meeting meeting;
 
@@ -97,23 +99,57 @@ inline void wait_at(std::string place) {
   if (!block->error.empty()) throw Stopped{};
 }
 
+// A thread goes from block to block: to make hundreds for each takes a sanitizer most of its time.
+struct Worker {
+  std::atomic<long> turns = 0;
+  std::thread thread;
+};
+struct Workers : std::deque<Worker> {
+  const std::function<void()>* kernel = nullptr;
+
+  void start(int count) {
+    for (int i = 0; i < count; ++i) {
+      (*this)[i].turns.fetch_add(1);
+      (*this)[i].turns.notify_one();
+    }
+  }
+  ~Workers() {
+    kernel = nullptr;
+    start(static_cast<int>(size()));
+    for (Worker& worker : *this) worker.thread.join();
+  }
+};
+inline Workers workers;
+
+inline void work(Worker& self, int index) {
+  current = index;
+  for (long turn = 0;; ++turn) {
+    self.turns.wait(turn);
+    if (workers.kernel == nullptr) return;
+    try {
+      (*workers.kernel)();
+    } catch (const Stopped&) {
+    }
+    const std::lock_guard<std::mutex> lock(meeting.mutex);
+    block->finished[index] = true;
+    ++meeting.left;
+    open_if_all();
+    if (meeting.left < block->threads) continue;
+    meeting.over = true;
+    meeting.over.notify_one();
+  }
+}
+
 inline void run_threads(const std::function<void()>& kernel) {
   meeting.arrived = meeting.left = 0;
-  std::vector<std::thread> threads;
-  for (int i = 0; i < block->threads; ++i) {
-    threads.emplace_back([&kernel, i] {
-      current = i;
-      try {
-        kernel();
-      } catch (const Stopped&) {
-      }
-      const std::lock_guard<std::mutex> lock(meeting.mutex);
-      block->finished[i] = true;
-      ++meeting.left;
-      open_if_all();
-    });
+  meeting.over = false;
+  workers.kernel = &kernel;
+  for (int i = static_cast<int>(workers.size()); i < block->threads; ++i) {
+    Worker& added = workers.emplace_back();
+    added.thread = std::thread(work, std::ref(added), i);
   }
-  for (std::thread& thread : threads) thread.join();
+  workers.start(block->threads);
+  meeting.over.wait(false);
 }
 
 #else

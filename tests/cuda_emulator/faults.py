@@ -1,14 +1,13 @@
 """Do the checks of the CUDA kernels see faults? Each is planted, its check must turn red.
 
-``python -m cuda_emulator.faults`` plants all of them, which takes half an hour on two cores, and
-writes what was seen to faults_seen.json, together with a digest of the sources: cut short, it goes
-on where it was. Of faults that are planted in another way than before, it plants those alone. The
-tests plant a few, and fail where the record is of other sources.
+``python -m cuda_emulator.faults`` plants all of them, which takes a quarter of an hour on two
+cores, and writes what was seen to faults_seen.json, together with a digest of the sources: cut
+short, it goes on where it was. Of faults that are planted in another way than before, it plants
+those alone. The tests plant a few, and fail where the record is of other sources.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import CSRC, HERE, kernel_headers
+from . import CSRC, HERE, digest, kernel_headers
 from .mutations import MUTATIONS, VOLUME_MUTATIONS, Mutation, planted
 from .sanitizers import FOUND, SANITIZERS, run_sanitized
 
@@ -68,12 +67,11 @@ def what_was_seen(family: str, name: str) -> str:
     return (found[1] or found[2]).strip()
 
 
-def digest() -> str:
-    """Of everything that decides what is seen: kernels (comments apart), emulator, checks."""
+def sources_digest() -> str:
+    """Of everything that decides what is seen: kernels, emulator, checks."""
     checks = [path for path in HERE.glob("*.py") if path.name != "mutations.py"]
     sources = [*kernel_headers(CSRC), *HERE.glob("*.cpp"), *HERE.glob("*.h"), *checks]
-    text = "".join(path.read_text() for path in [*sorted(sources), TESTS / "tables.py"])
-    return hashlib.sha256(re.sub(r"//.*|\s", "", text).encode()).hexdigest()
+    return digest([*sorted(sources), TESTS / "tables.py"])
 
 
 def entry(mutation: Mutation, said: str) -> dict[str, str]:
@@ -90,7 +88,7 @@ def is_seen(record: dict, family: str, name: str) -> bool:
 def main() -> None:
     """Plant every fault that was not yet seen in these sources; fail where one is not."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    now = digest()
+    now = sources_digest()
     if record.get("digest") != now:
         record = {"digest": now, "seen": {family: {} for family in FAMILIES}}
     failed = False
@@ -107,10 +105,10 @@ def main() -> None:
             said = "" if error else done.result()
             print(f"{family}, {name}: {said or error or 'NOT SEEN'}", flush=True)
             failed |= not said
-            if said and digest() == now:
+            if said and sources_digest() == now:
                 record["seen"][family][name] = entry(FAMILIES[family].mutations[name], said)
                 RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    if failed or digest() != now:
+    if failed or sources_digest() != now:
         raise SystemExit("not every fault was seen, or the sources have changed meanwhile")
 
 

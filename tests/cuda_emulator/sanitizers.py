@@ -7,10 +7,10 @@ from pathlib import Path
 
 from . import CSRC, build
 
-THREADS = ["-O1", "-g", "-DSSIM_EMULATOR_THREADS", "-pthread"]
-SANITIZERS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-fsanitize=thread"],
+THREADS = ["-g", "-DSSIM_EMULATOR_THREADS", "-pthread"]
+SANITIZERS = {  # as optimized as makes building and running shortest
+    "address": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-fsanitize=thread"],
 }
 FOUND = {"address": "AddressSanitizer", "thread": "data race"}
 

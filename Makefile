@@ -118,11 +118,12 @@ clean: ## remove what these commands made
 	rm -rf ssim_fused/_C_*.so ssim_fused/_C_*.why ssim_fused/kernels
 
 # Without torchvision, which piq asks for: PyPI's does not load beside a CPU build of torch, and
-# torchmetrics imports it wherever it is installed. The tests do without it.
+# torchmetrics imports it wherever it is installed. The tests do without it. --no-compile: Python
+# compiles what it imports, a fraction of what is installed.
 $(VENV)/ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install -q --no-compile "$(TORCH)"
+	$(BIN)/pip install -q --no-compile --no-deps --require-hashes -r requirements-dev.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
@@ -131,7 +132,7 @@ $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
 
 $(OTHER_VENV)/ready:
 	$(PYTHON) -m venv $(OTHER_VENV)
-	$(OTHER_VENV)/bin/pip install -q "$(OTHER_TORCH)" numpy
+	$(OTHER_VENV)/bin/pip install -q --no-compile "$(OTHER_TORCH)" numpy
 	touch $@
 
 # the CPU library that this makes serves the other environment, too

@@ -34,21 +34,30 @@ SIZE = (1080, 1920)
 PILLOW, OWN = "decoding both with Pillow", "decoding both as the command does (imagecodecs)"
 
 
+def pixels(name: str) -> np.ndarray:
+    """A photograph (H, W, 3) in eight bits."""
+    return (photo(name) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def save_pair(folder: Path, i: int, picture: np.ndarray, random_: np.random.Generator) -> Pair:
+    """A picture and the same with noise, as PNG."""
+    noisy = (picture + random_.normal(0, 2, picture.shape)).round().clip(0, 255).astype(np.uint8)
+    files = [folder / f"{i}-{side}.png" for side in "ab"]
+    for file, each in zip(files, (picture, noisy)):
+        Image.fromarray(each).save(file)
+    return Pair(*map(str, files))
+
+
 def photographs(folder: Path, count: int) -> list[Pair]:
     """Photographs, mirrored at their edges until they fill the size, and the same with noise."""
     random_ = np.random.default_rng(0)
     pairs = []
     for i in range(count):
-        pixels = (photo(NAMES[i % len(NAMES)]) * 255).round().byte().permute(1, 2, 0).numpy()
-        pixels = pixels[: SIZE[0], : SIZE[1]]
-        missing = [(0, full - had) for full, had in zip(SIZE, pixels.shape)]
-        full = np.pad(pixels, (*missing, (0, 0)), mode="symmetric")
+        picture = pixels(NAMES[i % len(NAMES)])[: SIZE[0], : SIZE[1]]
+        missing = [(0, full - had) for full, had in zip(SIZE, picture.shape)]
+        full = np.pad(picture, (*missing, (0, 0)), mode="symmetric")
         full = np.roll(full, random_.integers(0, SIZE[1], 2), (0, 1))
-        noisy = (full + random_.normal(0, 2, full.shape)).round().clip(0, 255).astype(np.uint8)
-        files = [folder / f"{i}-{side}.png" for side in "ab"]
-        for file, picture in zip(files, (full, noisy)):
-            Image.fromarray(picture).save(file)
-        pairs.append(Pair(*map(str, files)))
+        pairs.append(save_pair(folder, i, full, random_))
     return pairs
 
 

@@ -18,12 +18,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from examples.common.photos import NAMES, photo
+from examples.common.photos import NAMES
 from release import tables
+from ssim_fused.evaluation.pairs import Pair
 
 from . import results
+from .evaluating import pixels, save_pair
 from .turns import take_turns
 
 SIDE = 64
@@ -39,28 +40,24 @@ print(json.dumps({"clock_s": clock, "processor_s": used.ru_utime + used.ru_stime
 """
 
 
-def cuttings(folder: Path, count: int) -> list[tuple[str, str]]:
-    """Names of pairs in the folder: a piece of a photograph, and the same with noise."""
+def cuttings(folder: Path, count: int) -> list[Pair]:
+    """Pieces of photographs, and the same with noise."""
     random_ = np.random.default_rng(0)
-    photos = [(photo(name) * 255).round().byte().permute(1, 2, 0).numpy() for name in NAMES]
+    photos = [pixels(name) for name in NAMES]
     pairs = []
     for i in range(count):
         whole = photos[i % len(photos)]
         top, left = (random_.integers(0, size - SIDE + 1) for size in whole.shape[:2])
         piece = whole[top : top + SIDE, left : left + SIDE]
-        noisy = (piece + random_.normal(0, 2, piece.shape)).round().clip(0, 255).astype(np.uint8)
-        pair = f"{i}-a.png", f"{i}-b.png"
-        for name, picture in zip(pair, (piece, noisy)):
-            Image.fromarray(picture).save(folder / name)
-        pairs.append(pair)
+        pairs.append(save_pair(folder, i, piece, random_))
     return pairs
 
 
-def compare(folder: Path, pairs: list[tuple[str, str]]) -> dict[str, float]:
+def compare(folder: Path, pairs: list[Pair]) -> dict[str, float]:
     """Seconds of the clock and of the processor, and the peak memory, of comparing a list."""
     listed, written = folder / "pairs.csv", folder / "results.csv"
     with listed.open("w", newline="") as file:
-        csv.writer(file).writerows([("input", "target"), *pairs])
+        csv.writer(file).writerows([("input", "target"), *(pair[:2] for pair in pairs)])
     written.unlink(missing_ok=True)
     command = [sys.executable, "-m", "ssim_fused.command", "compare", str(listed)]
     watched = subprocess.run(

@@ -34,6 +34,7 @@ from benchmarks import (
 )
 from benchmarks.engine import Workload
 from examples.cvae.data import digits
+from ssim_fused.evaluation.pairs import Pair
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Workload("step", (2, 1, 24, 30))
@@ -467,7 +468,7 @@ def test_what_a_long_list_costs(tmp_path):
     assert pair == [(64, 64)] * 2
     assert len(results.load(tmp_path / "results.csv")) in (1, 3)
     with pytest.raises(subprocess.CalledProcessError):  # the command's exit code is not overlooked
-        many_pairs.compare(tmp_path, [("0-a.png", "none.png")])
+        many_pairs.compare(tmp_path, [Pair("0-a.png", "none.png")])
 
     row = {"processor_s": "2", "peak_bytes": "279e6"}
     short, long = row | {"pairs": "1000", "clock_s": "2"}, row | {"pairs": "10000", "clock_s": "20"}

@@ -113,7 +113,7 @@ def test_opcheck_of_masks_weights_and_volumes(size):
     torch.library.opcheck(ops.loss_backward.default, arguments)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_compile_without_a_graph_break(reduction):
     torch._dynamo.reset()
 

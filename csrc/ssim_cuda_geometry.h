@@ -124,7 +124,7 @@ SSIM_HOST_DEVICE constexpr int fast_derivatives_row(Layout layout) {
 
 constexpr int kLoads = 3;       // pixels that a tile's thread reads at once
 constexpr int kLanes = 32;      // threads that add up a plane's sums
-constexpr int kPivotWords = 8;  // for each plane
+constexpr int kPivotWords = 4;  // for each plane
 constexpr int kFlagWords = 4;   // for the block
 
 // sizes that follow from the cut; `maps` of derivatives

@@ -250,7 +250,7 @@ class Block {
     const T *input, *target;  // row 0
     const A* mask;            // of Layout::any, where there is one
     T *grad_input, *grad_target;
-    A pivot_input, pivot_target, pivot_v;
+    A pivot_input, pivot_target, pivot_v;  // in units of the data range
   };
 
   // sums of (x - y)^2 and |x - y|
@@ -286,7 +286,7 @@ class Block {
   int x_;
   Column column_;
   A u_[kStreams ? kReads : 1], v_[kStreams ? kReads : 1];
-  A kept_[kStreams && kMaps > 0 ? kMaps : 1][kStreams && kMaps > 0 ? kHalo : 1];
+  A kept_[kStreams && kMaps > 0 ? kMaps : 1][kStreams && kMaps > 0 ? kReads : 1];
   TermSums term_sums_;  // this thread's; each step's apart first, as all at once would round more
 
  public:
@@ -315,11 +315,15 @@ class Block {
           filter_derivatives_across();
         }
         __syncthreads();
+      } else if constexpr (kMaps > 0 && !kIsTile) {
+        clear_across();
+        __syncthreads();
       }
       if constexpr (kMaps > 0 && !kIsTile) {
         filter_derivatives_down(y);
         __syncthreads();
       }
+      if constexpr (kStreams) keep_rows();
       if constexpr (kMaps == 0) {
         if (has_terms()) add_own_pixels(y);
       }
@@ -412,8 +416,7 @@ class Block {
         column_ = column_at(0, x_);
         choose_pivots(column_, x_);
         if (thread() == 0) leave_pivots(0, column_);
-        // the first step shifts them
-        pixels<kHalo>(column_, first_y_ - g_.pad_y, u_ + kRows, v_ + kRows);
+        pixels<kHalo>(column_, first_y_ - g_.pad_y, u_, v_);
       }
       if constexpr (kMaps > 0) {
 #pragma unroll
@@ -493,21 +496,20 @@ class Block {
     }
     const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
     const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
-    c.pivot_input = finite_or_zero(a);
-    c.pivot_target = finite_or_zero(b);
-    c.pivot_v = finite_or_zero(a - b);
+    c.pivot_input = finite_or_zero(a * p_.inverse_range);
+    c.pivot_target = finite_or_zero(b * p_.inverse_range);
+    c.pivot_v = finite_or_zero((a - b) * p_.inverse_range);
   }
 
   SSIM_DEVICE static A finite_or_zero(A x) { return x - x == A(0) ? x : A(0); }
 
-  // for the other threads: as they are, then those of u and v
+  // for the other threads; the last is that of u
   SSIM_DEVICE void leave_pivots(int slot, const Column& c) {
     A* to = pivots_ + kPivotWords * slot;
     to[0] = c.pivot_input;
     to[1] = c.pivot_target;
     to[2] = c.pivot_v;
-    to[3] = (c.pivot_input + c.pivot_target) * p_.inverse_range;
-    to[4] = c.pivot_v * p_.inverse_range;
+    to[3] = c.pivot_input + c.pivot_target;
   }
   SSIM_DEVICE void take_pivots(int slot, Column& c) const {
     const A* from = pivots_ + kPivotWords * slot;
@@ -516,13 +518,13 @@ class Block {
     c.pivot_v = from[2];
   }
   SSIM_DEVICE A pivot_u(int slot) const { return pivots_[kPivotWords * slot + 3]; }
-  SSIM_DEVICE A pivot_v(int slot) const { return pivots_[kPivotWords * slot + 4]; }
+  SSIM_DEVICE A pivot_v(int slot) const { return pivots_[kPivotWords * slot + 2]; }
 
   // u and v of two pixels, pivots taken away: x + y would round away the digits of large pixels, so
   // pivots come first there; x - y is exact for images that are near each other
   SSIM_DEVICE void sum_and_difference(const Column& c, A a, A b, A& u, A& v) const {
-    u = ((a - c.pivot_input) + (b - c.pivot_target)) * p_.inverse_range;
-    v = ((a - b) - c.pivot_v) * p_.inverse_range;
+    u = fma(a, p_.inverse_range, -c.pivot_input) + fma(b, p_.inverse_range, -c.pivot_target);
+    v = fma(a - b, p_.inverse_range, -c.pivot_v);
   }
 
   // Rows [y, y + count) of a column; above and below the image lies zero. All reads come first,
@@ -636,11 +638,6 @@ class Block {
   SSIM_DEVICE void filter_pixels_down(int y) {
     if constexpr (kStreams) {
       if (owner_) {
-#pragma unroll
-        for (int i = 0; i < kHalo; ++i) {
-          u_[i] = u_[i + kRows];
-          v_[i] = v_[i + kRows];
-        }
         pixels<kRows>(column_, y - g_.pad_y + kHalo, u_ + kHalo, v_ + kHalo);
         if (y < last_y_) filter_column(u_, v_, moments_ + pixels_from_ + thread());
       }
@@ -795,7 +792,11 @@ class Block {
     }
   }
 
-  // neighbouring windows of row y + row % step of plane row / step
+  // is column x beside the windows of the map that this block makes?
+  SSIM_DEVICE bool is_outside(int x) const { return x < 0 || x >= first_x_ + windows_to_; }
+
+  // neighbouring windows of row y + row % step of plane row / step; what lies outside the map is
+  // computed too where nothing is read for it, and then cleared
   SSIM_DEVICE void windows(int y, int row, int run, int item) {
     const int slot = g_.planes == 1 ? 0 : row / step();
     const int window_y = y + row - slot * step(), x = first_x_ + run * kWindows;
@@ -807,11 +808,11 @@ class Block {
                          filtered);
       // as unsigned numbers, what lies left of a range lies beyond it
       const bool own_row = window_y >= y0_ && window_y < y1_;
-      const unsigned own = own_row ? static_cast<unsigned>(x1_ - x0_) : 0u;
-      const unsigned all = static_cast<unsigned>(windows_to_ + first_x_);
+      const unsigned own =
+          own_row ? static_cast<unsigned>(most(least(x1_, g_.out_w) - x0_, 0)) : 0u;
 #pragma unroll
       for (int i = 0; i < kWindows; ++i) {
-        if (static_cast<unsigned>(x + i) >= all) continue;
+        if (kExtra && is_outside(x + i)) continue;
         A coverage = A(1);
         if (has_mask()) {
           coverage =
@@ -856,6 +857,18 @@ class Block {
       A* to = derivatives_ + (row * kMaps + map) * derivatives_row() + run * kWindows;
       *reinterpret_cast<Pack<A, kWindows>*>(to) = out[map];
     }
+    if constexpr (kMaps > 0 && !kExtra) {
+      if (is_outside(x) || is_outside(x + kWindows - 1)) {
+#pragma unroll 1
+        for (int i = 0; i < kWindows; ++i) {
+          if (!is_outside(x + i)) continue;
+#pragma unroll
+          for (int map = 0; map < kMaps; ++map) {
+            derivatives_[(row * kMaps + map) * derivatives_row() + run * kWindows + i] = A(0);
+          }
+        }
+      }
+    }
   }
 
   // ---- phase 3 ----
@@ -893,6 +906,12 @@ class Block {
     }
   }
 
+  // the same below the map
+  SSIM_DEVICE void clear_across() {
+    const int count = kMaps * g_.rows() * across_row(), threads = g_.threads;
+    for (int i = thread(); i < count; i += threads) across_[i] = A(0);
+  }
+
   // ---- phase 4 ----
 
   // gradient rows that the windows of [y, y + step) complete
@@ -902,16 +921,11 @@ class Block {
       A filtered[kMaps][kRows];
 #pragma unroll
       for (int map = 0; map < kMaps; ++map) {
-        A x[kReads];
 #pragma unroll
-        for (int row = 0; row < kReads; ++row) {
-          x[row] = row < kHalo   ? kept_[map][row < kHalo ? row : 0]
-                   : y < last_y_ ? across_[((row - kHalo) * kMaps + map) * across_row() + x_ - x0_]
-                                 : A(0);
+        for (int row = 0; row < kRows; ++row) {
+          kept_[map][kHalo + row] = across_[(row * kMaps + map) * across_row() + x_ - x0_];
         }
-        filter_derivative_column(x, filtered[map]);
-#pragma unroll
-        for (int row = 0; row < kHalo; ++row) kept_[map][row] = x[row + kRows];
+        filter_derivative_column(kept_[map], filtered[map]);
       }
       leave_gradient(column_, y - g_.pad_y, u_, v_, filtered);
     } else {
@@ -940,11 +954,22 @@ class Block {
         } else {
 #pragma unroll
           for (int map = 0; map < kMaps; ++map) {
-            filter_derivative_column(map, slot, i, y < last_y_, filtered[map]);
+            filter_derivative_column(map, slot, i, filtered[map]);
           }
         }
         leave_gradient(c, row, u, v, filtered);
       }
+    }
+  }
+
+  // streaming: the last rows of this step are the first of the next
+  SSIM_DEVICE void keep_rows() {
+#pragma unroll
+    for (int i = 0; i < kHalo; ++i) {
+      u_[i] = u_[i + kRows];
+      v_[i] = v_[i + kRows];
+#pragma unroll
+      for (int map = 0; map < kMaps; ++map) kept_[map][i] = kept_[map][i + kRows];
     }
   }
 
@@ -962,18 +987,16 @@ class Block {
   }
 
   // The same with a number of taps that only the launch knows: earlier rows are kept in shared
-  // memory; `any` new ones there are.
-  SSIM_DEVICE void filter_derivative_column(int map, int slot, int column, bool any,
-                                            A (&out)[kRows]) {
+  // memory.
+  SSIM_DEVICE void filter_derivative_column(int map, int slot, int column, A (&out)[kRows]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) out[i] = A(0);
     const int stride = g_.planes * g_.tile_w;
     A* kept = history_ + map * halo_y() * stride + slot * g_.tile_w + column;
     const A* rows = across_ + (slot * kRows * kMaps + map) * across_row() + column;
     for (int row = 0; row < halo_y() + kRows; ++row) {
-      const A x = row < halo_y() ? kept[row * stride]
-                  : any          ? rows[(row - halo_y()) * kMaps * across_row()]
-                                 : A(0);
+      const A x =
+          row < halo_y() ? kept[row * stride] : rows[(row - halo_y()) * kMaps * across_row()];
       if (row >= kRows && row - kRows < halo_y()) kept[(row - kRows) * stride] = x;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {

@@ -9,6 +9,7 @@
 #include <ucontext.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -221,6 +222,9 @@ inline void __syncthreads(const std::source_location at = std::source_location::
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
 }
+
+using std::fma;
+using std::fmax;
 
 // blocks run one after another here, so memory is always up to date
 inline void __threadfence() {}

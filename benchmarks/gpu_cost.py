@@ -186,12 +186,16 @@ def mixes(tool: Path, cubin: Path) -> dict[tuple[str, str], Counter]:
 
 # For an item of each phase (a row of a column of moments, a window, a column of a row of a
 # derivative, a row of a column of a derivative), streaming and tile: words of shared memory read,
-# loads that read them, and instructions beside the multiply-adds, as they stand between the
-# barriers of sm_86's code.
+# loads that read them, and instructions beside the multiply-adds, as they stand on the way of an
+# inner block between the barriers of sm_86's code (paths for edges left out), of a value and of a
+# gradient.
 WORDS = {"down": (0, 12), "across": (16, 24), "back across": (4, 4), "back down": (1, 11)}
 LOADS = {"down": (0, 6), "across": (4, 12), "back across": (1, 1), "back down": (1, 11)}
-OTHER = {"down": (45, 90), "across": (79, 140), "back across": (3, 15), "back down": (8, 30)}
-PROLOGUE = (700, 350)  # instructions of a thread, once: streaming, tile
+OTHER = (
+    {"down": (27, 90), "across": (36, 67)},
+    {"down": (31, 90), "across": (65, 133), "back across": (3, 15), "back down": (5, 30)},
+)
+PROLOGUE = ((500, 350), (550, 350))  # instructions of a thread, once
 
 
 def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
@@ -223,12 +227,12 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
 
     def total(each: dict) -> float:
         return sum(
-            count * (each[phase] if isinstance(each[phase], int) else each[phase][g["layout"]])
-            for phase, count in items.items()
+            items[phase] * (one if isinstance(one, int) else one[g["layout"]])
+            for phase, one in each.items()
         )
 
     multiply_adds = total(taps)
-    prologue = PROLOGUE[g["layout"]] * g["threads"] * g["blocks"]
+    prologue = PROLOGUE[gradient][g["layout"]] * g["threads"] * g["blocks"]
     read_rows = planes_bands * min(g["band_h"] + halo + 10, h)
     traffic = 8 * read_rows * columns + (4 * (g["maps"] - 2) * pixels if gradient else 0)
     return {
@@ -236,7 +240,7 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
         "shared words": total(WORDS) / pixels,
         "shared loads": total(LOADS) / pixels,
         "bytes": traffic / pixels,
-        "instructions": (multiply_adds + total(OTHER) + prologue) / pixels,
+        "instructions": (multiply_adds + total(OTHER[gradient]) + prologue) / pixels,
     }
 
 

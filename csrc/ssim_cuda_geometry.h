@@ -25,7 +25,7 @@ SSIM_HOST_DEVICE constexpr int most_threads(Layout layout) {
 }
 // blocks of that many threads that registers leave room for
 SSIM_HOST_DEVICE constexpr int resident(Layout layout) {
-  return layout == Layout::streaming ? 3 : 1;
+  return layout == Layout::streaming ? 3 : layout == Layout::tile ? 2 : 1;
 }
 // what a thread makes at once: rows of a column of moments; windows of a row; columns of a row of
 // filtered derivatives; rows of a column of the gradient
@@ -181,12 +181,13 @@ SSIM_HOST_DEVICE void complete(Geometry& g, int maps) {
 
 #if !defined(__CUDACC_RTC__)
 
-// Time of a launch in arbitrary units, from instructions counted for each phase: what all blocks
-// issue on one multiprocessor, or what the blocks that run after one another wait for.
+// Cycles of a launch, roughly, from instructions counted for each phase: what all blocks issue on
+// one multiprocessor, and what the blocks that run after one another wait for.
 inline double cost(const Geometry& g, int maps, int multiprocessors) {
   const bool tile = g.layout == Layout::tile;
-  const double down = tile ? 230 : 560, across = tile ? 220 : 400, back_across = 60;
-  const double back_down = maps == 0 ? 0 : (tile ? 45 : 130) * maps;
+  const double down = tile ? 230 : 590, back_across = 55;
+  const double across = maps == 0 ? (tile ? 160 : 320) : (tile ? 215 : 435);
+  const double back_down = maps == 0 ? 0 : (tile ? 45 : 125) * maps;
   const int owners = g.planes * g.groups() * g.columns, windows = g.rows() * g.runs;
   const int lines = maps * g.planes * g.across_rows * g.gradient_runs;
   const int gradients = maps == 0 ? 0 : g.planes * g.tile_w * (tile ? g.band_h : 1);
@@ -198,15 +199,16 @@ inline double cost(const Geometry& g, int maps, int multiprocessors) {
   const double path = passes(owners) * down + passes(windows) * across +
                       passes(lines) * back_across + passes(gradients) * back_down;
   const int shared = 96 * 1024 / (g.shared_words() * g.word_bytes + 1024);
-  const int room = tile ? 768 / g.threads : resident(g.layout) * most_threads(g.layout) / g.threads;
+  const int room = resident(g.layout) * most_threads(g.layout) / g.threads;
   const int at_once = most(1, least(shared, room));
   const Int64 share = (g.blocks + multiprocessors - 1) / multiprocessors;
   const Int64 waves = (share + at_once - 1) / at_once;
   const int rows = least(g.band_h + (maps > 0 ? g.halo_y() : 0), g.out_h);
   const double steps = tile ? 1 : (rows + g.step - 1) / g.step;
-  constexpr double kStart = 400;  // prologue and sums
-  return static_cast<double>(share) * (steps * issued + kStart / 8) +
-         static_cast<double>(waves) * (steps * path + kStart);
+  constexpr double kStart = 500;  // prologue and sums
+  constexpr double kAlone = 2;    // cycles from an instruction of a warp to its next
+  return static_cast<double>(share) * (steps * issued + warps(g.threads) * kStart / 4) +
+         kAlone * static_cast<double>(waves) * (steps * path + kStart);
 }
 
 // do the layouts whose number of taps the compiler knows serve?

@@ -25,7 +25,7 @@
 //                for masked images.
 //
 // Counted for streaming, 11 taps and float32, for each pixel of a gradient, halos left out: 154
-// multiply-adds and about as many other instructions; 24 words of shared memory read (14 by
+// multiply-adds and 120 other instructions; 24 words of shared memory read (14 by
 // `across`, 7 by the second, 3 by the last) in 10 loads; device memory: x and y read once, the
 // gradient written once, 12 bytes, and at most 16 with the halo. What was counted beside it:
 //   - a 32 x 32 tile, all of it in shared memory: x and y are read 2.6 times, 25 bytes a pixel;
@@ -33,7 +33,9 @@
 //     the shared memory a column, so a third of the threads that fit;
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Streaming alone (simulated, an RTX 3070, a step of one 64 x 64 plane): 35,900 cycles where the
-// tile takes 17,200, two thirds of it waiting. Registers: 168 a thread for streaming, 80 for tile.
+// tile takes 17,200, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
+// first, each of the four maps by threads of its own, 18,000. Registers: 168 a thread for streaming,
+// 64 for tile.
 //
 // Sums: one for each plane, band and tile (a part), added up in a fixed order by the block that
 // finishes last, so a scalar loss and its gradient are one launch; parts are counted, no sum is
@@ -557,6 +559,11 @@ class Block {
   SSIM_DEVICE void pixels(const Column& c, int y, A* u, A* v) const {
     T a[kCount], b[kCount];
     read(c, y, a, b);
+    sums_and_differences(c, a, b, u, v);
+  }
+  template <int kCount>
+  SSIM_DEVICE void sums_and_differences(const Column& c, const T (&a)[kCount], const T (&b)[kCount],
+                                        A* u, A* v) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       sum_and_difference(c, to_arithmetic(a[i]), to_arithmetic(b[i]), u[i], v[i]);
@@ -586,10 +593,8 @@ class Block {
     const int from = pixels_from_, rows = step() + kHalo;
     const int row = quotient(thread(), g_.by_columns), i = thread() - row * g_.columns;
     const int x = first_x_ - g_.pad_x + from + i;
+    const bool reads = i < pixels_to_ - from && row < g_.load_rows;
     Column c = column_at(slot, x);
-    choose_pivots(c, x);
-    if (thread() == 0) leave_pivots(slot, c);
-    if (i >= pixels_to_ - from || row >= g_.load_rows) return;
     const Int64 input_step = g_.load_rows * p_.input_stride[2],
                 target_step = g_.load_rows * p_.target_stride[2];
     int y = first_y_ - g_.pad_y + row;
@@ -599,7 +604,7 @@ class Block {
       T a[kLoads] = {}, b[kLoads] = {};
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
-        if (static_cast<unsigned>(y) < static_cast<unsigned>(g_.h)) {
+        if (reads && static_cast<unsigned>(y) < static_cast<unsigned>(g_.h)) {
           a[k] = *input;
           b[k] = *target;
         }
@@ -607,6 +612,11 @@ class Block {
         input += input_step;
         target += target_step;
       }
+      if (start == row) {  // behind the first pixels, so that it waits with them
+        choose_pivots(c, x);
+        if (thread() == 0) leave_pivots(slot, c);
+      }
+      if (!reads) break;
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
         if (start + k * g_.load_rows >= rows) break;
@@ -938,8 +948,9 @@ class Block {
         const int row = kIsTile ? y0_ + group : y - g_.pad_y;
         Column c = column_at(slot, x0_ + i);
         take_pivots(slot, c);
+        T a[kGradientRows], b[kGradientRows];
+        read(c, row, a, b);
         A u[kGradientRows], v[kGradientRows], filtered[kMaps][kGradientRows];
-        pixels<kGradientRows>(c, row, u, v);
         if constexpr (kIsTile) {
           const A* from = across_ + (slot * (groups + kHalo) + group) * kMaps * across_row() + i;
 #pragma unroll
@@ -957,6 +968,7 @@ class Block {
             filter_derivative_column(map, slot, i, filtered[map]);
           }
         }
+        sums_and_differences(c, a, b, u, v);
         leave_gradient(c, row, u, v, filtered);
       }
     }
@@ -1154,6 +1166,7 @@ class Block {
     for (int i = thread(); i < planes_ * kLanes; i += threads) {
       const int slot = i / kLanes;
       A sum = A(0);
+#pragma unroll 4
       for (int j = i % kLanes; j < each; j += kLanes) sum += partials_[slot * each + j];
       sums_[i] = sum;
     }

@@ -82,20 +82,31 @@ def test_cost_of_a_launch(programs):
     assert cost["multiply-adds"] == pytest.approx(154, rel=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="not reached: counted 256 and 407, see issue 4")
-@pytest.mark.parametrize(("task", "most"), [("value", 200), ("gradient", 333)])
-def test_instructions_of_a_large_launch(programs, task, most):
+BATCH, PICTURE = (16, 3, 256, 256), (1, 3, 1080, 1920)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "most"),
+    [
+        ("value", BATCH, 200),
+        ("value", PICTURE, 200),
+        ("gradient", PICTURE, 333),
+        pytest.param(
+            *("gradient", BATCH, 333),
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="counted 357: what is fastest on 132 multiprocessors has narrow tiles",
+            ),
+        ),
+    ],
+)
+def test_instructions_of_a_large_launch(programs, task, shape, most):
     """A third of what fused-ssim's family executes for a step."""
-    shape = (16, 3, 256, 256)
     assert gpu_cost.work(programs.geometry(task, shape, 132), shape)["instructions"] <= most
 
 
-@pytest.mark.xfail(
-    strict=True, reason="11.3: the cut chosen for a value has lower bands than before"
-)
 def test_bytes_of_a_large_value(programs):
-    shape = (16, 3, 256, 256)
-    assert gpu_cost.work(programs.geometry("value", shape, 132), shape)["bytes"] <= 11
+    assert gpu_cost.work(programs.geometry("value", BATCH, 132), BATCH)["bytes"] <= 11
 
 
 def test_counted_as_simulated(programs):
@@ -104,7 +115,7 @@ def test_counted_as_simulated(programs):
     wide |= {"threads": 128, "blocks": 3, "step": 8, "runs": 30, "gradient_runs": 27}
     wide |= {"across_rows": 8, "maps": 3}
     small = programs.geometry("gradient", (128, 1, 28, 28), 46)
-    for cut, shape, simulated in ((wide, (1, 1, 128, 324), 333), (small, (128, 1, 28, 28), 739)):
+    for cut, shape, simulated in ((wide, (1, 1, 128, 324), 316), (small, (128, 1, 28, 28), 773)):
         found = gpu_cost.work(cut, shape)["instructions"]
         assert found == pytest.approx(simulated, rel=0.1)
 

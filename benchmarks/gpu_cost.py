@@ -188,41 +188,55 @@ def mixes(tool: Path, cubin: Path) -> dict[tuple[str, str], Counter]:
 # derivative, a row of a column of a derivative), streaming and tile: words of shared memory read,
 # loads that read them, and instructions beside the multiply-adds, as they stand on the way of an
 # inner block between the barriers of sm_86's code (paths for edges left out), of a value and of a
-# gradient.
+# gradient; what a step takes beside items is with "down".
 WORDS = {"down": (0, 12), "across": (16, 24), "back across": (4, 4), "back down": (1, 11)}
 LOADS = {"down": (0, 6), "across": (4, 12), "back across": (1, 1), "back down": (1, 11)}
 OTHER = (
-    {"down": (27, 90), "across": (36, 67)},
-    {"down": (31, 90), "across": (65, 133), "back across": (3, 15), "back down": (5, 30)},
+    {"down": (27.1, 90), "across": (34.5, 67)},
+    {"down": (31.6, 90), "across": (63, 133), "back across": (2.2, 15), "back down": (4.3, 30)},
 )
 PROLOGUE = ((500, 350), (550, 350))  # instructions of a thread, once
+
+
+def _parts(size: int, count: int, each: int, reach: int) -> list[tuple[int, int, int, int]]:
+    """Of each tile or band: begin, end, and what lies up to `reach` around it in the image."""
+    begins = (i * each for i in range(count))
+    ends = [(begin, min(begin + each, size)) for begin in begins if begin < size]
+    return [(begin, end, max(begin - reach, 0), min(end + reach, size)) for begin, end in ends]
 
 
 def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
     """Arithmetic and traffic a pixel of one launch, halos and partly filled runs counted."""
     n, c, h, w = shape
-    pixels = n * c * h * w
-    gradient = g["maps"] > 0
-    halo = 10 if gradient else 0
-    planes_bands = n * c * g["bands"]
-    window_rows = min(g["band_h"] + halo, h)
-    rows = planes_bands * -(-window_rows // g["step"]) * g["step"]  # of windows
-    columns = sum(
-        min(min((t + 1) * g["tile_w"], w) + halo // 2 + 5, w)
-        - max(t * g["tile_w"] - halo // 2 - 5, 0)
-        for t in range(g["tiles"])
+    planes, pixels = n * c, n * c * h * w
+    gradient, tile = g["maps"] > 0, g["layout"] == 1
+    reach, step, run = 5 if gradient else 0, g["step"], 2 if tile else 4
+    bands = _parts(h, g["bands"], g["band_h"], reach)
+    tiles = _parts(w, g["tiles"], g["tile_w"], reach)
+
+    def up(rows: int) -> int:
+        return -(-rows // step) * step
+
+    rows = planes * sum(step if tile else up(to - start) for _, _, start, to in bands)  # of windows
+    read = [planes * sum(min(to + 5, h) - max(start - 5, 0) for _, _, start, to in bands)]
+    read += [sum(min(to + 5, w) - max(start - 5, 0) for _, _, start, to in tiles)]
+    # runs of windows are aligned to the first column that a tile could have
+    runs = sum(
+        -(-(to - begin + reach) // run) - (start - begin + reach) // run
+        for begin, _, start, to in tiles
     )
     items = {
-        "down": rows * columns,
-        "across": rows * g["tiles"] * (2 if g["layout"] else 4) * g["runs"],
+        "down": rows * read[1],
+        "across": rows * run * runs,
         "back across": 0,
         "back down": 0,
     }
     if gradient:
-        back_rows = planes_bands * g["across_rows"] if g["layout"] else rows
-        items["back across"] = g["maps"] * back_rows * g["tiles"] * 4 * g["gradient_runs"]
-        own_rows = g["band_h"] if g["layout"] else -(-(min(g["band_h"], h) + 5) // 8) * 8
-        items["back down"] = g["maps"] * planes_bands * own_rows * w
+        back_rows = planes * len(bands) * g["across_rows"] if tile else rows
+        items["back across"] = g["maps"] * back_rows * len(tiles) * 4 * g["gradient_runs"]
+        # a step more where the last rows of windows are missing below the image
+        own = (end - begin if tile else up(end + 5 - start) for begin, end, start, _ in bands)
+        items["back down"] = g["maps"] * planes * sum(own) * w
     taps = {"down": 44, "across": 44, "back across": 11, "back down": 11}
 
     def total(each: dict) -> float:
@@ -233,8 +247,7 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
 
     multiply_adds = total(taps)
     prologue = PROLOGUE[gradient][g["layout"]] * g["threads"] * g["blocks"]
-    read_rows = planes_bands * min(g["band_h"] + halo + 10, h)
-    traffic = 8 * read_rows * columns + (4 * (g["maps"] - 2) * pixels if gradient else 0)
+    traffic = 8 * read[0] * read[1] + (4 * (g["maps"] - 2) * pixels if gradient else 0)
     return {
         "multiply-adds": multiply_adds / pixels,
         "shared words": total(WORDS) / pixels,

@@ -283,10 +283,11 @@ class Block {
   int planes_;  // in this block; fewer in the last one
   unsigned first_n_, first_c_;
 
-  // streaming: this thread's column
+  // streaming: this thread's column, and the one plane's pivots
   bool owner_, in_tile_;
   int x_;
   Column column_;
+  A pivot_u_, pivot_v_;
   A u_[kStreams ? kReads : 1], v_[kStreams ? kReads : 1];
   A kept_[kStreams && kMaps > 0 ? kMaps : 1][kStreams && kMaps > 0 ? kReads : 1];
   TermSums term_sums_;  // this thread's; each step's apart first, as all at once would round more
@@ -306,6 +307,10 @@ class Block {
     locate();
     prepare();
     __syncthreads();
+    if constexpr (kStreams) {
+      pivot_u_ = pivots_[3];
+      pivot_v_ = pivots_[2];
+    }
     const int end = kMaps > 0 && !kIsTile ? y1_ + g_.pad_y : last_y_;
     for (int y = first_y_; y < end; y += step()) {
       filter_pixels_down(y);
@@ -519,8 +524,12 @@ class Block {
     c.pivot_target = from[1];
     c.pivot_v = from[2];
   }
-  SSIM_DEVICE A pivot_u(int slot) const { return pivots_[kPivotWords * slot + 3]; }
-  SSIM_DEVICE A pivot_v(int slot) const { return pivots_[kPivotWords * slot + 2]; }
+  SSIM_DEVICE A pivot_u(int slot) const {
+    return kStreams ? pivot_u_ : pivots_[kPivotWords * slot + 3];
+  }
+  SSIM_DEVICE A pivot_v(int slot) const {
+    return kStreams ? pivot_v_ : pivots_[kPivotWords * slot + 2];
+  }
 
   // u and v of two pixels, pivots taken away: x + y would round away the digits of large pixels, so
   // pivots come first there; x - y is exact for images that are near each other
@@ -1033,7 +1042,7 @@ class Block {
 #pragma unroll
     for (int i = 0; i < kGradientRows; ++i) {
       if (i % kTermRows == 0 && has_terms()) differences(c, y + i, difference);
-      if (y + i >= y0_ && y + i < y1_) {
+      if (static_cast<unsigned>(y + i - y0_) < static_cast<unsigned>(y1_ - y0_)) {
         A from_terms = A(0);
         if (has_terms()) {
           sums.add(difference[i % kTermRows]);

@@ -90,14 +90,8 @@ BATCH, PICTURE = (16, 3, 256, 256), (1, 3, 1080, 1920)
     [
         ("value", BATCH, 200),
         ("value", PICTURE, 200),
+        ("gradient", BATCH, 333),
         ("gradient", PICTURE, 333),
-        pytest.param(
-            *("gradient", BATCH, 333),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="counted 357: what is fastest on 132 multiprocessors has narrow tiles",
-            ),
-        ),
     ],
 )
 def test_instructions_of_a_large_launch(programs, task, shape, most):

@@ -104,12 +104,17 @@ def test_bytes_of_a_large_value(programs):
 
 
 def test_counted_as_simulated(programs):
-    """Thread-instructions a pixel of two cuts, as a simulator of the GPU counted them in PTX."""
+    """Thread-instructions a pixel of three cuts, as a simulator of the GPU counted them in PTX."""
     wide = {"layout": 0, "tiles": 3, "tile_w": 108, "bands": 1, "band_h": 128, "planes": 1}
     wide |= {"threads": 128, "blocks": 3, "step": 8, "runs": 30, "gradient_runs": 27}
     wide |= {"across_rows": 8, "maps": 3}
+    one_of_batch = programs.geometry("gradient", BATCH, 132) | {"blocks": 8}
     small = programs.geometry("gradient", (128, 1, 28, 28), 46)
-    for cut, shape, simulated in ((wide, (1, 1, 128, 324), 316), (small, (128, 1, 28, 28), 773)):
+    for cut, shape, simulated in (
+        (wide, (1, 1, 128, 324), 311),
+        (one_of_batch, (1, 1, 256, 256), 350),
+        (small, (128, 1, 28, 28), 779),
+    ):
         found = gpu_cost.work(cut, shape)["instructions"]
         assert found == pytest.approx(simulated, rel=0.1)
 

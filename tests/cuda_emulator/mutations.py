@@ -31,6 +31,9 @@ MUTATIONS = {
         "        filter_derivatives_down(y);\n",
         "thread",
     ),
+    "no barrier after the rows below the map": Mutation(
+        "        clear_across();\n" + _SYNC, "        clear_across();\n", "thread"
+    ),
     "no barrier before a plane's sum": Mutation(
         "      sums_[i] = sum;\n    }\n    __syncthreads();\n",
         "      sums_[i] = sum;\n    }\n",
@@ -94,7 +97,11 @@ MUTATIONS = {
     ),
     "zeros above the map forgotten": Mutation("is_zero = from < first ||", "is_zero ="),
     "earlier derivatives forgotten": Mutation(
-        "kept_[map][row] = x[row + kRows];", "kept_[map][row] = A(0);"
+        "kept_[map][i] = kept_[map][i + kRows];", "kept_[map][i] = A(0);"
+    ),
+    "derivatives below the map not cleared": Mutation("        clear_across();\n" + _SYNC, _SYNC),
+    "derivatives beside the map not cleared": Mutation(
+        "          if (!is_outside(x + i)) continue;", "          if (is_outside(x + i)) continue;"
     ),
     "shared memory one row short": Mutation(
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
@@ -121,9 +128,9 @@ MUTATIONS = {
         "        if (has_terms() && y + i > y0_) {\n          sums.add(",
     ),
     "terms of the row below a band": Mutation(
-        "      if (y + i >= y0_ && y + i < y1_) {\n        A from_terms",
+        "      if (static_cast<unsigned>(y + i - y0_) <",
         "      if (has_terms() && y + i == y1_) sums.add(difference[i % kTermRows]);\n"
-        "      if (y + i >= y0_ && y + i < y1_) {\n        A from_terms",
+        "      if (static_cast<unsigned>(y + i - y0_) <",
     ),
     "terms of every step's first rows": Mutation(
         "    return {y, y + step()", "    return {y0_, y + step()"

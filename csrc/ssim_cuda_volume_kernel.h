@@ -323,22 +323,20 @@ class VolumeBlock {
         b = to_arithmetic(target()[offset(p_.target_stride, centre[kZ], centre[kY], centre[kX])]);
       }
     }
-    // in units of the data range
-    pivots_[0] = finite_or_zero(a * p_.inverse_range);
-    pivots_[1] = finite_or_zero(b * p_.inverse_range);
-    pivots_[2] = finite_or_zero((a - b) * p_.inverse_range);
-    pivots_[3] = pivots_[0] + pivots_[1];
+    pivots_[0] = finite_or_zero(a);
+    pivots_[1] = finite_or_zero(b);
+    pivots_[2] = finite_or_zero(a - b);
   }
   SSIM_DEVICE static A finite_or_zero(A x) { return x - x == A(0) ? x : A(0); }
-  SSIM_DEVICE A pivot_u() const { return pivots_[3]; }
-  SSIM_DEVICE A pivot_v() const { return pivots_[2]; }
+  SSIM_DEVICE A pivot_u() const { return (pivots_[0] + pivots_[1]) * p_.inverse_range; }
+  SSIM_DEVICE A pivot_v() const { return pivots_[2] * p_.inverse_range; }
 
   // u and v of two pixels, pivots taken away: x + y would round away the digits of large pixels, so
   // pivots come first there; x - y is exact for volumes that are near each other
   SSIM_DEVICE Pack<A, 2> sum_and_difference(T input, T target) const {
     const A a = to_arithmetic(input), b = to_arithmetic(target);
-    return {{fma(a, p_.inverse_range, -pivots_[0]) + fma(b, p_.inverse_range, -pivots_[1]),
-             fma(a - b, p_.inverse_range, -pivots_[2])}};
+    return {{((a - pivots_[0]) + (b - pivots_[1])) * p_.inverse_range,
+             ((a - b) - pivots_[2]) * p_.inverse_range}};
   }
 
   SSIM_DEVICE static Statistics<A> statistics(A u, A v) { return {{u, v, u * u, v * v}}; }

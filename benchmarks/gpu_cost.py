@@ -218,15 +218,15 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
         return -(-rows // step) * step
 
     rows = planes * sum(step if tile else up(to - start) for _, _, start, to in bands)  # of windows
-    read = [planes * sum(min(to + 5, h) - max(start - 5, 0) for _, _, start, to in bands)]
-    read += [sum(min(to + 5, w) - max(start - 5, 0) for _, _, start, to in tiles)]
+    pixel_rows = planes * sum(min(to + 5, h) - max(start - 5, 0) for _, _, start, to in bands)
+    columns = sum(min(to + 5, w) - max(start - 5, 0) for _, _, start, to in tiles)
     # runs of windows are aligned to the first column that a tile could have
     runs = sum(
         -(-(to - begin + reach) // run) - (start - begin + reach) // run
         for begin, _, start, to in tiles
     )
     items = {
-        "down": rows * read[1],
+        "down": rows * columns,
         "across": rows * run * runs,
         "back across": 0,
         "back down": 0,
@@ -247,7 +247,7 @@ def work(g: dict[str, int], shape: tuple[int, ...]) -> dict[str, float]:
 
     multiply_adds = total(taps)
     prologue = PROLOGUE[gradient][g["layout"]] * g["threads"] * g["blocks"]
-    traffic = 8 * read[0] * read[1] + (4 * (g["maps"] - 2) * pixels if gradient else 0)
+    traffic = 8 * pixel_rows * columns + (4 * (g["maps"] - 2) * pixels if gradient else 0)
     return {
         "multiply-adds": multiply_adds / pixels,
         "shared words": total(WORDS) / pixels,

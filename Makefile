@@ -14,6 +14,9 @@ export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+# byte code is kept, whatever was set outside: hundreds of the tests' processes import torch, which
+# takes more than twice as long where Python compiles it each time
+export PYTHONDONTWRITEBYTECODE :=
 
 REF ?= HEAD
 # two files of tests at a time, whose threads outnumber the cores: one that waits for others must not

@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 REF ?= HEAD
 # two files of tests at a time, whose threads outnumber the cores: one that waits for others must not
 # keep a core busy, or the tests take nearly twice as long (OMP_WAIT_POLICY)
-WORKERS ?= -n 2 --dist loadfile
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # what plain convolutions in float64 need, hundreds of megabytes each, is kept for the next one
 # instead of being fetched page by page (glibc's MALLOC_*)
 KEPT_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592

@@ -14,6 +14,13 @@ import torch
 from ssim_fused import _paths
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+# Files of about a minute and more, the longest first: `make test` keeps this order, so that in the
+# end no process waits long for the other.
+LONGEST = [
+    *("test_cuda_faults", "test_cuda_compiled", "test_fuzz", "test_citizenship"),
+    *("test_cuda_volume_emulated", "test_cuda_emulated", "test_kills", "test_gradients"),
+    *("test_robustness", "test_torchrun", "test_install", "test_breadth", "test_benchmarks"),
+]
 
 
 def _no_cuda() -> str | None:
@@ -23,6 +30,8 @@ def _no_cuda() -> str | None:
 
 
 def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
     marked = [item for item in items if item.get_closest_marker("cuda")]
     reason = _no_cuda()
     if reason:

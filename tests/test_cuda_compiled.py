@@ -55,6 +55,23 @@ def test_no_kernel_spills_on_any_architecture():
             assert found["stack and spills"] == 0
 
 
+def test_spills_are_not_recorded(monkeypatch, tmp_path):
+    def said(header: str, architectures: list[str]) -> str:
+        stores = 144 if header == _kernels.VOLUMES else 0
+        return (
+            f"Compiling entry function 'k' for 'sm_90'\n 0 bytes stack frame, {stores} bytes "
+            "spill stores, 0 bytes spill loads\n Used 168 registers"
+        )
+
+    record = tmp_path / "compiled.json"
+    record.write_text("before")
+    monkeypatch.setattr(compiled, "RECORD", record)
+    monkeypatch.setattr(compiled, "compile_kernels", said)
+    with pytest.raises(SystemExit, match=f"{_kernels.VOLUMES}, sm_90: 144 bytes of stack"):
+        compiled.main()
+    assert record.read_text() == "before"
+
+
 def test_registers_let_enough_blocks_run_at_once():
     found = json.loads(compiled.RECORD.read_text())["found"]
     images, volumes, unpooling = (found[header].values() for header in compiled.HEADERS)

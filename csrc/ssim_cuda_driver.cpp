@@ -14,6 +14,7 @@ using Connect = int (*)(Driver* driver, char* error, int size);
 
 constexpr int kErrorBytes = 4096;
 constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+constexpr int kRelaxed = 2;               // CU_STREAM_CAPTURE_MODE_RELAXED
 
 std::atomic<Connect> connect = nullptr;
 
@@ -59,6 +60,38 @@ Stream current_stream(int device) {
   return stream;
 }
 
+bool is_captured(Stream stream) {
+  int status = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
+  check(driver().cuStreamIsCapturing(stream, &status), "a stream query");
+  return status != 0;
+}
+
+void clear_counter(unsigned* counter, Stream stream) {
+  const auto address = reinterpret_cast<unsigned long long>(counter);
+  check(driver().cuMemsetD32Async(address, 0, 1, stream), "a memset");
+}
+
+unsigned* kept_counter(int device, Stream stream) {
+  unsigned long long id = 0;
+  check(driver().cuStreamGetId(stream, &id), "a stream query");
+  static std::mutex mutex;
+  // never destroyed: CUDA may end before this library does
+  static auto& counters = *new std::map<std::pair<int, unsigned long long>, unsigned*>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = counters.find({device, id});
+  if (found != counters.end()) return found->second;
+
+  int mode = kRelaxed;  // an allocation would end the capture of another thread's graph
+  driver().cuThreadExchangeStreamCaptureMode(&mode);
+  unsigned long long address = 0;
+  const int failed = driver().cuMemAlloc(&address, sizeof(unsigned));
+  driver().cuThreadExchangeStreamCaptureMode(&mode);
+  check(failed, "an allocation");
+  auto* counter = reinterpret_cast<unsigned*>(address);
+  clear_counter(counter, stream);
+  return counters.emplace(std::pair(device, id), counter).first->second;
+}
+
 void* Kernel::function(int device) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -70,7 +103,8 @@ void* Kernel::function(int device) {
   char error[kErrorBytes] = "";
   const int failed =
       driver().find_kernel(device, header_, expression_.c_str(), &function, error, kErrorBytes);
-  STD_TORCH_CHECK(failed == 0, "ssim_fused: no kernel ", expression_, ": ", error);
+  STD_TORCH_CHECK(failed == 0 && function != nullptr, "ssim_fused: no kernel ", expression_, ": ",
+                  error);
   const std::lock_guard<std::mutex> lock(mutex_);
   return functions_.emplace(device, function).first->second;
 }

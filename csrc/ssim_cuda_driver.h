@@ -21,7 +21,9 @@ struct Driver {
   int (*cuCtxGetCurrent)(void** context);
   int (*cuCtxSetCurrent)(void* context);
   int (*cuDevicePrimaryCtxRetain)(void** context, int device);
+  int (*cuMemAlloc)(unsigned long long* address, size_t bytes);
   int (*cuMemsetD32Async)(unsigned long long address, unsigned value, size_t count, Stream stream);
+  int (*cuThreadExchangeStreamCaptureMode)(int* mode);
   int (*cuStreamIsCapturing)(Stream stream, int* status);
   int (*cuStreamGetId)(Stream stream, unsigned long long* id);
   int (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
@@ -42,6 +44,16 @@ int multiprocessors(int device);
 
 // torch's current stream, and the device's context made current where this thread had none
 Stream current_stream(int device);
+
+// is what is launched on a stream recorded into a graph?
+bool is_captured(Stream stream);
+
+// sets a counter to 0, in the stream's order
+void clear_counter(unsigned* counter, Stream stream);
+
+// A counter that is 0 and stays for as long as the process, one for each stream: its launches follow
+// one another. CUDA's own memory: torch's may belong to a graph, as in mode="reduce-overhead".
+unsigned* kept_counter(int device, Stream stream);
 
 // how a kernel is launched
 struct Launch {

@@ -151,29 +151,20 @@ std::string kernel_name(const char* name, Arguments... arguments) {
          ">";
 }
 
-// The count of blocks that a launch needs, 0 before it and again after it. One for each stream,
-// whose launches follow one another; a graph has its own, since it may be replayed beside them.
-inline Tensor arrivals(const Tensor& like, int device, Stream stream) {
-  const auto zero = [&] {
-    Tensor counter = torch::stable::new_empty(like, {1}, ScalarType::Int);
-    const auto address = reinterpret_cast<unsigned long long>(counter.data_ptr());
-    check(driver().cuMemsetD32Async(address, 0, 1, stream), "a memset");
-    return counter;
-  };
-  int capture = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
-  check(driver().cuStreamIsCapturing(stream, &capture), "a stream query");
-  if (capture != 0) return zero();
+// The counter of blocks that a launch needs, 0 before it and again after it; it must live until the
+// launch is made. A graph has its own, since it may be replayed beside other launches.
+struct Counter {
+  unsigned* address = nullptr;
+  Optional memory;  // of a graph's
 
-  unsigned long long id = 0;
-  check(driver().cuStreamGetId(stream, &id), "a stream query");
-  static std::mutex mutex;
-  // never destroyed: CUDA may end before this library does
-  static auto& counters = *new std::map<std::pair<int, unsigned long long>, Tensor>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = counters.find({device, id});
-  if (found != counters.end()) return found->second;
-  return counters.emplace(std::pair(device, id), zero()).first->second;
-}
+  static Counter on(const Tensor& like, Stream stream) {
+    if (!is_captured(stream)) return {kept_counter(device_of(like), stream), {}};
+    Tensor memory = torch::stable::new_empty(like, {1}, ScalarType::Int);
+    auto* address = static_cast<unsigned*>(memory.data_ptr());
+    clear_counter(address, stream);
+    return {address, memory};
+  }
+};
 
 // value: [N, C]; each is scale times its share of the parts
 template <typename A>
@@ -213,7 +204,7 @@ void set_window(std::span<const double> taps, A (&window)[kMostTaps]) {
 // What the problems of images and of volumes both have, once their geometry is there; A is the
 // accumulation type.
 template <typename A, template <typename> typename AnyProblem>
-void set_problem(AnyProblem<A>& p, const Call& call, const Outputs& out, Stream stream) {
+void set_problem(AnyProblem<A>& p, const Call& call, const Outputs& out, const Counter& counter) {
   const Tensor& input = call.input;
   STD_TORCH_CHECK(p.g.blocks > 0 && p.g.blocks <= std::numeric_limits<int>::max() &&
                       p.g.parts() <= std::numeric_limits<int>::max(),
@@ -248,7 +239,7 @@ void set_problem(AnyProblem<A>& p, const Call& call, const Outputs& out, Stream 
   if (out.value != nullptr) {
     p.value = static_cast<A*>(out.value->data_ptr());
     p.value_scale = out.value_scale;
-    p.arrived = static_cast<unsigned*>(arrivals(input, device_of(input), stream).data_ptr());
+    p.arrived = counter.address;
   }
   p.grad_scale = static_cast<A>(out.grad_scale);
   p.c1 = static_cast<A>(call.settings.k1 * call.settings.k1);

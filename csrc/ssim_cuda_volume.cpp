@@ -40,7 +40,8 @@ void launch(Task task, const Call& call, const Outputs& out) {
   const bool has_weight = !is_weighted(task) && out.weight != nullptr;
   const bool any = call.mask || has_weight || !kHasGradient<T>;
   p.g = geometry_of(call, any, task, sizeof(A));
-  set_problem(p, call, out, stream);
+  const Counter counter = out.value != nullptr ? Counter::on(call.input, stream) : Counter{};
+  set_problem(p, call, out, counter);
   for (int axis = 0; axis < 3; ++axis) set_window(call.windows[axis], p.window[axis]);
 
   dispatch_volume<T>(task, p.g, [&]<bool kFast, Task kTask>() {

@@ -26,7 +26,9 @@ _FUNCTIONS = (
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDevicePrimaryCtxRetain",
+    "cuMemAlloc_v2",
     "cuMemsetD32Async",
+    "cuThreadExchangeStreamCaptureMode",
     "cuStreamIsCapturing",
     "cuStreamGetId",
     "cuLaunchKernel",
@@ -88,9 +90,13 @@ def _check(result: int, what: str) -> None:
 # ---- what the library calls ----
 
 
-def _tell(error: int, size: int, reason: object) -> int:
+def _said(reason: BaseException) -> str:
+    return str(reason) or type(reason).__name__
+
+
+def _tell(error: int, size: int, reason: str) -> int:
     """Leave the text of an error in the library's buffer."""
-    text = str(reason).encode()[: size - 1] + b"\0"
+    text = reason.encode()[: size - 1] + b"\0"
     ctypes.memmove(error, text, len(text))
     return 1
 
@@ -105,8 +111,8 @@ def _connect(driver, error, size):
         stream = ctypes.cast(_torch_cuda().aoti_torch_get_current_cuda_stream, ctypes.c_void_p)
         driver.contents.current_stream = stream.value
         driver.contents.find_kernel = _find_kernel
-    except Exception as reason:  # one would be lost in the library
-        return _tell(error, size, f"CUDA's driver cannot be called: {reason}")
+    except BaseException as reason:  # one would be lost in the library, Ctrl-C too
+        return _tell(error, size, f"CUDA's driver cannot be called: {_said(reason)}")
     return 0
 
 
@@ -147,8 +153,8 @@ def _find_kernel(device, header, expression, function, error, size):
             except NoKernel:  # the driver is older than the compiler was: compile for this one
                 pass
         function[0] = _load_function(kernels().compiled(header.decode(), name, capability))
-    except Exception as reason:  # one would be lost in the library
-        return _tell(error, size, reason)
+    except BaseException as reason:  # one would be lost in the library, Ctrl-C too
+        return _tell(error, size, _said(reason))
     return 0
 
 

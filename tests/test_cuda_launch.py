@@ -244,6 +244,23 @@ def test_what_a_launch_says_to_the_driver(driver):
     assert 0 < first.shared <= 48 * 1024
 
 
+def test_a_graph_has_a_counter_of_its_own(driver):
+    """Not torch's memory outside a graph, where mode="reduce-overhead" looks for what it keeps."""
+    x, y = pictures((1, 1, 16, 16))
+    loss = torch.ops.ssim_fused_standin.loss_and_gradients
+    # its parts of the terms are as small as the counter, whose memory they might be given
+    arguments = (x, y, None, None, None, *settings(), MEAN, [1.0, 0.5, 0.5], True, False)
+    expected = loss(*arguments)
+    driver.reset()
+    driver.capture(True)
+    try:
+        found = loss(*arguments)
+    finally:
+        driver.capture(False)
+    assert [call.what for call in driver.calls()] == ["memset", "launch"]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
 def test_a_thread_without_a_context_gets_one(driver):
     x, y = pictures((1, 1, 16, 16))
     values = []
@@ -289,6 +306,14 @@ def context(driver):
     driver.reset()
     driver.kernels.nvrtc.compiled.clear()
     return driver
+
+
+def test_what_interrupts_a_compilation_is_said(context, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_kernels.Kernels, "compiled", interrupted)
+    assert find(NAME) == "KeyboardInterrupt"
 
 
 def test_the_list_of_kernels_is_what_the_launchers_choose_from(driver):

@@ -94,6 +94,10 @@ class Driver:
         """Forget all calls; refuse this many images; be a GPU of this compute capability."""
         self.library.standin_reset(refuse, capability_major)
 
+    def capture(self, capturing: bool) -> None:
+        """Whether streams are captured into a graph from now on."""
+        self.library.standin_capture(int(capturing))
+
     def calls(self, what: str | None = None) -> list[Call]:
         """All calls since the reset, or those of one kind."""
         found = []

@@ -138,7 +138,7 @@ struct Call {
 };
 std::vector<Call> calls;
 thread_local void* context = nullptr;
-int refused_images = 0, major_version = 9;
+int refused_images = 0, major_version = 9, capturing = 0;
 
 void note(const char* what, const std::string& name = "", unsigned blocks = 0, unsigned threads = 0,
           unsigned shared = 0) {
@@ -164,6 +164,7 @@ EXPORT void standin_reset(int refuse, int capability_major) {
   refused_images = refuse;
   major_version = capability_major;
 }
+EXPORT void standin_capture(int status) { capturing = status; }
 // the names of all kernels, one a line
 EXPORT const char* standin_kernels() {
   static std::string names;
@@ -218,17 +219,23 @@ EXPORT int cuCtxSetCurrent(void* current) {
   return kSuccess;
 }
 
+EXPORT int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
+  note("allocate");
+  *address = reinterpret_cast<unsigned long long>(std::malloc(bytes));
+  return in_context();
+}
 EXPORT int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void*) {
   note("memset");
   for (size_t i = 0; i < count; ++i) reinterpret_cast<unsigned*>(address)[i] = value;
   return in_context();
 }
 EXPORT int cuStreamIsCapturing(void*, int* status) {
-  *status = 0;
+  *status = capturing;
   return in_context();
 }
 EXPORT int cuStreamGetId(void*, unsigned long long* id) {
   *id = 1;
+  if (capturing != 0) return kInvalidValue;  // as the driver says of a stream that is captured
   return in_context();
 }
 EXPORT int cuThreadExchangeStreamCaptureMode(int*) { return kSuccess; }

@@ -17,6 +17,12 @@ def _cpu() -> str:
     return f"fallback (plain PyTorch): the native library is not in use because {_paths.cpu_reason}"
 
 
+def _gpu(device: int) -> str:
+    name = torch.cuda.get_device_name(device)
+    reason = None if _paths.cuda_reason else _paths.gpu_reason(device)
+    return f"{name}: fallback (plain PyTorch), {reason}" if reason else name
+
+
 def _cuda_path() -> str:
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
@@ -27,8 +33,8 @@ def _cuda_path() -> str:
         most = _paths.CUDA_MOST_TAPS
         path = f"native ({_DTYPES}); windows of more than {most} taps by the fallback"
     if torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
-        return "; ".join([path, *map(torch.cuda.get_device_name, gpus)])
+        gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
+        return "; ".join([path, *gpus])
     return f"{path}; torch is built for CUDA {torch.version.cuda}, but finds no GPU"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ._kernels import Kernels, NoKernel, serving
+from ._kernels import Kernels, NoKernel
 from ._nvrtc import Compiled
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -169,8 +169,4 @@ def load(library: Path) -> None:
 
 def reason(capability: int | None = None) -> str | None:
     """Why no kernel can be had for a GPU of a compute capability, or for any; None if one can."""
-    if kernels().nvrtc_path is not None or capability is None:
-        return kernels().reason()
-    if serving(capability, kernels().built_in) is not None:
-        return None
-    return f"no kernels for sm_{capability} are built in, and NVRTC is not found"
+    return kernels().reason(capability)

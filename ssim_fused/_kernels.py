@@ -20,6 +20,8 @@ FOLDER = Path(__file__).with_name("kernels")  # setup.py copies csrc's headers t
 OPTIONS = ("--std=c++20",)
 IMAGES, VOLUMES = "ssim_cuda_kernel.h", "ssim_cuda_volume_kernel.h"
 UNPOOLING = "ssim_cuda_unpool_kernel.h"
+OLDEST = 70  # compute capability; below, NVRTC refuses the kernels' parameters (__grid_constant__)
+TEGRA = {53, 62, 72, 87, 101, 110}  # their code and other GPUs' is not for each other
 SUMS = ("value", "gradient", "gradients")
 TASKS = ("value", "map", "gradient", "gradients", "backward", "backwards")
 
@@ -98,9 +100,13 @@ def built_in(folder: Path = FOLDER) -> list[int]:
 
 
 def serving(capability: int, architectures: list[int]) -> int | None:
-    """Of architectures, the best that a GPU runs: of the same major version, and none newer."""
-    same = [a for a in architectures if a // 10 == capability // 10 and a <= capability]
-    return max(same, default=None)
+    """Of architectures, the best that a GPU runs: its own, or of the same major version one that is
+    older; but no Tegra's, and nothing but its own on a Tegra.
+    """
+    if capability in architectures:
+        return capability
+    older = (a for a in architectures if a // 10 == capability // 10 and a < capability)
+    return max((a for a in older if not {a, capability} & TEGRA), default=None)
 
 
 def read_archive(path: Path, source: Source, expression: str) -> Compiled | None:
@@ -150,11 +156,24 @@ class Kernels:
         except OSError as error:
             raise NoKernel(f"NVRTC does not load: {error}") from None
 
-    def reason(self) -> str | None:
-        """Why no kernel can be had, whatever the GPU; None where there may be one."""
-        if self.built_in or self.nvrtc_path is not None:
+    def reason(self, capability: int | None = None) -> str | None:
+        """Why no kernel can be had for a GPU, or for any; None where there may be one."""
+        if capability is None:
+            if self.built_in or self.nvrtc_path is not None:
+                return None
+            return "no kernels are built in, and NVRTC is not found"
+        if capability < OLDEST:
+            return (
+                f"the kernels need a GPU of compute capability {OLDEST / 10}, "
+                f"this one has {capability / 10}"
+            )
+        if serving(capability, self.built_in) is not None:
             return None
-        return "no kernels are built in, and NVRTC is not found"
+        try:
+            self.architecture(capability)
+        except NoKernel as reason:
+            return f"no kernels for sm_{capability} are built in, and {reason}"
+        return None
 
     def ahead(self, expression: str, capability: int) -> Compiled | None:
         """A kernel that was compiled ahead."""
@@ -165,11 +184,16 @@ class Kernels:
 
     def compiled(self, header: str, expression: str, capability: int) -> Compiled:
         """A kernel from the cache or from NVRTC; NoKernel, RuntimeError where there is none."""
-        architecture = serving(capability, self.nvrtc.architectures)
-        if architecture is None:
+        architecture = self.architecture(capability)
+        return self.source.compile(self.nvrtc, header, expression, architecture, self.cache)
+
+    def architecture(self, capability: int) -> int:
+        """What NVRTC compiles for a GPU; NoKernel where it knows none that serves."""
+        found = serving(capability, self.nvrtc.architectures)
+        if found is None:
             version = ".".join(map(str, self.nvrtc.version))
             raise NoKernel(f"NVRTC {version} knows no GPU of compute capability {capability / 10}")
-        return self.source.compile(self.nvrtc, header, expression, architecture, self.cache)
+        return found
 
     def describe(self, capability: int | None = None) -> str:
         """Where kernels come from, in words: for one GPU, or for any."""

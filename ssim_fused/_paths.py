@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,18 @@ cpu_reason = _load(LIBRARY, _load_cpu)
 cuda_reason = _load_cuda()
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
+def gpu_reason(device: int) -> str | None:
+    """Why the kernels do not serve a GPU; None where they do."""
+    if not torch.cuda.is_available():  # an image that only stands for one
+        return None
+    from . import _cuda
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return _cuda.reason(10 * major + minor)
+
+
 # ---- which path ----
 
 
@@ -95,6 +108,8 @@ def why_reference(request: Request, device: str | None = None) -> str | None:
         return cpu_reason
     if device == "cuda" and cuda_reason is not None:
         return cuda_reason
+    if request.input.is_cuda and (reason := gpu_reason(request.input.device.index or 0)):
+        return reason
     if _under_transform(request):
         return "vmap and forward-mode derivatives are PyTorch's"
     return no_kernel(request, device)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ssim_fused import _kernel_cache, _kernels
+from ssim_fused import _kernel_cache, _kernels, _nvrtc, _paths
 from ssim_fused._kernel_cache import Cache
 from ssim_fused._nvrtc import Compiled
 
@@ -202,8 +204,46 @@ def test_an_archive_holds_what_was_put_into_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("capability", "best"), [(75, 75), (80, 80), (87, 86), (89, 89), (103, 100), (110, None)]
+    ("capability", "best"), [(75, 75), (80, 80), (87, None), (89, 89), (103, 100), (110, None)]
 )
 def test_a_gpu_runs_its_major_version_alone(capability, best):
-    """CUDA C++ Programming Guide: a cubin of X.y runs on X.z, z >= y."""
+    """CUDA C++ Programming Guide, "Binary Compatibility": a cubin of X.y runs on X.z, z >= y; not
+    between a Tegra, as 8.7 is, and other GPUs.
+    """
     assert _kernels.serving(capability, [75, 80, 86, 89, 90, 100, 120]) == best
+    # as NVRTC 12.8 has them, with Tegra's
+    every = [75, 80, 86, 87, 89, 90, 100, 101, 120]
+    assert _kernels.serving(capability, every) == (87 if capability == 87 else best)
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        (61, "the kernels need a GPU of compute capability 7.0, this one has 6.1"),
+        (90, None),
+        (80, "no kernels for sm_80 are built in, and NVRTC is not found"),
+    ],
+)
+def test_why_a_gpu_has_no_kernels(tmp_path, monkeypatch, capability, reason):
+    monkeypatch.setattr(_nvrtc, "find", lambda *_: None)
+    source = _kernels.Source(tmp_path)
+    _kernels.write_archive(_kernels.archive(90, tmp_path), source, (12, 9), {"kernel": KERNEL})
+    found = _kernels.Kernels(tmp_path).reason(capability)
+    assert found == reason if reason is None else found.startswith(reason)
+
+
+def test_plain_pytorch_serves_a_gpu_without_kernels(monkeypatch):
+    monkeypatch.setattr(_paths, "cuda_reason", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capabilities = [(6, 1), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    monkeypatch.setattr(_paths, "no_kernel", lambda *_: None)
+    monkeypatch.setattr(_kernels.Kernels, "architecture", lambda self, capability: capability)
+    _paths.gpu_reason.cache_clear()
+    try:
+        old, new = (SimpleNamespace(device=torch.device("cuda", i), is_cuda=True) for i in range(2))
+        reason = _paths.why_reference(SimpleNamespace(input=old, target=old))
+        assert reason == "the kernels need a GPU of compute capability 7.0, this one has 6.1"
+        assert _paths.why_reference(SimpleNamespace(input=new, target=new)) is None
+    finally:
+        _paths.gpu_reason.cache_clear()

@@ -25,8 +25,8 @@ from .providers import BY_NAME
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 1, 64, 64), (128, 1, 28, 28), (5, 1, 128, 128), (16, 3, 256, 256), (1, 3, 1080, 1920)]
 SANITIZER_TOOLS = ["memcheck", "racecheck", "synccheck", "initcheck"]
-# small tests that reach every kernel: a sanitizer makes them a hundred times slower
-SANITIZED = "tests/test_cuda.py::test_windows"
+# small calls that reach every kind of kernel: a sanitizer makes them a hundred times slower
+SANITIZED = "tests/test_cuda.py::test_every_kind_of_kernel"
 
 
 def why_not() -> str | None:

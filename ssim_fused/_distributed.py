@@ -24,9 +24,17 @@ def is_spread(image: Tensor) -> bool:
     return module is not None and isinstance(image, module.DTensor)
 
 
+def beside(image: Tensor, values: Sequence[float]) -> Tensor:
+    """Numbers as a tensor of an image's type, where it is."""
+    if image.is_cuda:  # a copy would wait for the GPU, and could not be captured in a graph
+        numbers = (torch.full((), v, dtype=image.dtype, device=image.device) for v in values)
+        return torch.stack(tuple(numbers))
+    return torch.tensor(values, dtype=image.dtype, device=image.device)
+
+
 def constants(values: Sequence[float], image: Tensor) -> Tensor:
     """Numbers as a tensor that an image can be computed with: the same for every process."""
-    tensor = torch.tensor(values, dtype=image.dtype, device=image.device)
+    tensor = beside(image, values)
     if not is_spread(image):
         return tensor
     from torch.distributed.tensor import DTensor

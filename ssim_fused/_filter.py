@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import Settings, single_window
-from ._distributed import is_spread
+from ._distributed import beside, is_spread
 
 
 def pad(image: Tensor, settings: Settings) -> Tensor:
@@ -20,9 +20,9 @@ def pad(image: Tensor, settings: Settings) -> Tensor:
 def _filter_axis(maps: Tensor, window: Tensor, axis: int) -> Tensor:
     """A 1-D window along one spatial axis of (N, channels, ...), without padding."""
     shape = maps.shape
-    if (shape[1] == 1 and maps.device.type == "cpu") or is_spread(maps):
-        # for one channel a CPU's convolution is slower than a sum of shifted images, and a DTensor
-        # has none with a kernel that every process holds
+    if shape[1] == 1 or is_spread(maps):
+        # for one channel a CPU's convolution is slower than a sum of shifted images, and a GPU's
+        # may round to TF32; a DTensor has none with a kernel that every process holds
         length = shape[axis] - len(window) + 1
         shifted = (maps.narrow(axis, k, length) for k in range(len(window)))
         filtered = next(shifted) * window[0]
@@ -36,9 +36,12 @@ def _filter_axis(maps: Tensor, window: Tensor, axis: int) -> Tensor:
         maps = maps.reshape(shape[0], -1, shape[axis], shape[axis + 1 :].numel())
         kernel = window.view(1, 1, -1, 1)
     channels = maps.shape[1]
-    if maps.device.type == "cpu" and not torch._C._are_functorch_transforms_active():
-        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long
-        maps = maps.contiguous(memory_format=torch.channels_last)
+    if not torch._C._are_functorch_transforms_active():
+        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long. A
+        # GPU may round them to TF32 (cuDNN).
+        side_by_side = maps.device.type == "cpu"
+        layout = torch.channels_last if side_by_side else torch.contiguous_format
+        maps = maps.contiguous(memory_format=layout)
     filtered = F.conv2d(maps, kernel.expand(channels, -1, -1, -1), groups=channels)
     return filtered.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
@@ -52,6 +55,5 @@ def filter_axes(maps: Tensor, settings: Settings) -> Tensor:
         if len(taps) > 1:
             if maps.dtype != torch.float64:
                 taps = single_window(taps)
-            window = torch.tensor(taps, dtype=maps.dtype, device=maps.device)
-            maps = _filter_axis(maps, window, axis)
+            maps = _filter_axis(maps, beside(maps, taps), axis)
     return maps

@@ -18,9 +18,14 @@ from ._request import Request, accumulate_dtype
 BESIDE_ERROR = "mask or weight out of range, or empty"
 
 
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether what is computed with it is recorded into a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def verify(holds: Tensor, message: Callable[[], str]) -> None:
     """A ValueError unless all of ``holds``; where nobody may look at values, when it runs."""
-    if torch.compiler.is_compiling() or isinstance(holds, FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(holds, FakeTensor) or _is_captured(holds):
         torch._assert_async(holds.all(), f"ssim_fused: {BESIDE_ERROR}")
     elif torch._C._functorch.is_functorch_wrapped_tensor(holds):
         verify(torch._C._functorch.get_unwrapped(holds), lambda: BESIDE_ERROR)

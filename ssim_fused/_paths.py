@@ -56,16 +56,20 @@ cpu_reason = _load(LIBRARY, _load_cpu)
 cuda_reason = _load_cuda()
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
-def gpu_reason(device: int) -> str | None:
-    """Why the kernels do not serve a GPU; None where they do."""
+def _find_gpu_reason(device: int) -> str | None:
     if not torch.cuda.is_available():  # an image that only stands for one
         return None
     from . import _cuda
 
     major, minor = torch.cuda.get_device_capability(device)
     return _cuda.reason(10 * major + minor)
+
+
+@torch.compiler.assume_constant_result
+def gpu_reason(device: int) -> str | None:
+    """Why the kernels do not serve a GPU; None where they do."""
+    return _find_gpu_reason(device)
 
 
 # ---- which path ----

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
+from gpu_tables import CALLS
 from tables import (
     MAP_TOLERANCE,
     SHAPES,
@@ -19,6 +24,7 @@ import ssim_fused
 from ssim_fused import reference
 
 pytestmark = pytest.mark.cuda
+BESIDE = ("weight", "mask")
 REDUCTIONS = ["mean", "sum", "image", "none"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -62,6 +68,49 @@ def test_shapes(reduction, padding, shape, dtype):
 def test_windows(window, dtype):
     for padding in ("same", "valid"):
         check(*(t.cuda() for t in pictures((2, 2, 40, 153), dtype)), window, padding)
+
+
+def call(name, images, wanted=()):
+    """Value of a call of gpu_tables, and gradients to the images that are wanted."""
+    function, _, settings = CALLS[name]
+    images = [image.detach().requires_grad_(i in wanted) for i, image in enumerate(images)]
+    beside = {
+        key: value.to(images[0].device, images[0].dtype)
+        for key, value in settings.items()
+        if isinstance(value, torch.Tensor)
+    }
+    value = getattr(ssim_fused, function)(*images, **(settings | beside))
+    if not wanted:
+        return [value]
+    upstream = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device)
+    needed = [images[i] for i in wanted]
+    return [value.detach(), *torch.autograd.grad(value, needed, upstream.view(value.shape))]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_kind_of_kernel(name):
+    images = pictures(CALLS[name][1])
+    value_tolerance, grad_tolerance = TOLERANCE[torch.float32]
+    if CALLS[name][2].get("reduction") == "none":
+        value_tolerance = MAP_TOLERANCE[torch.float32]
+    for wanted in ((), (0,), (0, 1)):
+        found = call(name, [image.cuda() for image in images], wanted)
+        true = call(name, [image.double() for image in images], wanted)
+        tolerances = [value_tolerance, grad_tolerance, grad_tolerance]
+        for a, b, tolerance in zip(found, true, tolerances):
+            assert relative_error(a.cpu(), b) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 20, 23), (1, 1, 300, 1000)], ids=str)
+def test_whole_numbers(dtype, shape):
+    most = torch.iinfo(dtype).max
+    x, y = ((image.clamp(0, 1) * most).to(dtype) for image in pictures(shape))
+    for reduction in ("mean", "none"):
+        settings = {"reduction": reduction, "data_range": float(most)}
+        found = ssim_fused.ssim_loss(x.cuda(), y.cuda(), **settings)
+        true = ssim_fused.ssim_loss(x.double(), y.double(), **settings)
+        assert relative_error(found.cpu(), true) <= MAP_TOLERANCE[torch.float32]
 
 
 def test_layouts():
@@ -125,6 +174,26 @@ def test_compile():
     torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (found, expected)))
 
 
+def test_compiled_into_graphs():
+    """Inductor's graphs object to memory that a first call keeps of their pool."""
+    script = """
+        import torch, ssim_fused
+        step = torch.compile(lambda x, y: ssim_fused.ssim_loss(x, y), mode="reduce-overhead")
+        x, y = (torch.rand(2, 3, 64, 64, device="cuda") for _ in range(2))
+        expected = ssim_fused.ssim_loss(x.double(), y.double())
+        for _ in range(5):
+            z = x.clone().requires_grad_()
+            loss = step(z, y)
+            loss.backward()
+            assert abs(loss.item() - expected.item()) < 1e-5
+        print("done")
+    """
+    # in a process that has no counter yet
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "done", done.stderr[-3000:]
+
+
 def test_kernels_run_on_the_current_stream():
     x, y = (t.cuda() for t in pictures((4, 3, 256, 256)))
     expected = ssim_fused.ssim_loss(x, y)
@@ -152,6 +221,22 @@ def test_streams_side_by_side():
                 found.append(ssim_fused.ssim_loss(x, y))
     torch.cuda.synchronize()
     assert all(torch.equal(loss, expected) for loss in found)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_is_captured_in_a_graph(name):
+    images = [image.cuda() for image in pictures(CALLS[name][1])]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        expected = call(name, images, (0,))
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call(name, images, (0,))
+    for _ in range(3):
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
 def test_captured_in_a_graph():
@@ -230,11 +315,13 @@ def test_memory_of_a_step_is_one_image():
     loss.backward()
 
 
-def test_no_host_synchronisation():
-    x, y = (t.cuda() for t in pictures((2, 3, 64, 64)))
-    x.requires_grad_()
+# but for weights and masks, whose values are looked at
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split()[-1] not in BESIDE])
+def test_no_host_synchronisation(name):
+    images = [image.cuda() for image in pictures(CALLS[name][1])]
+    call(name, images, (0,))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ssim_fused.ssim_loss(x, y).backward()
+        call(name, images, (0,))
     finally:
         torch.cuda.set_sync_debug_mode("default")

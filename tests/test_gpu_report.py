@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_tables
 import pytest
 import torch
 
@@ -59,6 +60,15 @@ def gpu_workload(mode, shape):
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     return gpu_cost.Programs(tmp_path_factory.mktemp("gpu_cost"))
+
+
+def test_the_sanitizers_calls_reach_every_layout(programs):
+    """On small GPUs and on the largest."""
+    for multiprocessors in (14, 46, 132, 188):
+        for task in gpu_cost.TASKS:
+            for shape, layout in ((gpu_tables.SMALL, "tile"), (gpu_tables.LARGE, "streaming")):
+                found = programs.geometry(task, shape, multiprocessors)
+                assert gpu_cost.LAYOUTS[found["layout"]] == layout
 
 
 def test_cost_of_a_launch(programs):

@@ -239,11 +239,11 @@ def test_plain_pytorch_serves_a_gpu_without_kernels(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
     monkeypatch.setattr(_paths, "no_kernel", lambda *_: None)
     monkeypatch.setattr(_kernels.Kernels, "architecture", lambda self, capability: capability)
-    _paths.gpu_reason.cache_clear()
+    _paths._find_gpu_reason.cache_clear()
     try:
         old, new = (SimpleNamespace(device=torch.device("cuda", i), is_cuda=True) for i in range(2))
         reason = _paths.why_reference(SimpleNamespace(input=old, target=old))
         assert reason == "the kernels need a GPU of compute capability 7.0, this one has 6.1"
         assert _paths.why_reference(SimpleNamespace(input=new, target=new)) is None
     finally:
-        _paths.gpu_reason.cache_clear()
+        _paths._find_gpu_reason.cache_clear()

@@ -13,10 +13,11 @@ from ._multiscale import BETAS, check_multiscale
 from .functional import image_loss, ms_ssim_loss, ssim, ssim_loss
 
 
-def _image_channels(x: Tensor, y: Tensor) -> Tensor:
+def _image_channels(x: Tensor, y: Tensor, spatial_dims: int | None = None) -> Tensor:
     """y without the label channels that CVAE code appends behind a one-channel image."""
     if (
-        not (isinstance(x, Tensor) and isinstance(y, Tensor))
+        spatial_dims not in (None, 2)  # axis -3 is not that of channels
+        or not (isinstance(x, Tensor) and isinstance(y, Tensor))
         or x.dim() != y.dim()
         or x.dim() not in (3, 4)
     ):
@@ -57,9 +58,9 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
 class SSIMLoss(_Settings):
     r"""1 - SSIM as a module: a drop-in for the usual five-``conv2d`` class.
 
-    Where ``x`` has one channel and ``y`` more, ``y``'s first channel is compared (label channels
-    appended behind the image). With more channels in both, every channel is compared; any other
-    difference in shape is an error.
+    Where an image ``x`` has one channel and ``y`` more, ``y``'s first channel is compared (label
+    channels appended behind the image). With more channels in both, every channel is compared; any
+    other difference in shape is an error.
 
     Unlike the usual code, no ``eps`` is added to the denominator (there, 1e-12 makes black against
     black cost 1.1e-5), and the loss is not formed by subtraction: see :func:`ssim_fused.ssim_loss`.
@@ -113,7 +114,8 @@ class SSIMLoss(_Settings):
         weight: Tensor | None = None,
     ) -> Tensor:
         """The loss, or the SSIM map where ``as_loss`` is False."""
-        y, settings = _image_channels(x, y), self.settings()
+        settings = self.settings()
+        y = _image_channels(x, y, settings.get("spatial_dims"))
         if as_loss:
             return ssim_loss(x, y, mask=mask, weight=weight, **settings)
         ssim_map = ssim(x, y, mask=mask, weight=weight, **settings | {"reduction": "none"})

@@ -58,6 +58,19 @@ def test_label_channels_behind_the_image_are_left_out():
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("axes", "one", "more"),
+    [(1, (1, 2, 64), (5, 2, 64)), (3, (2, 1, 20, 20), (2, 6, 20, 20))],
+)
+def test_of_signals_and_volumes_nothing_is_left_out(axes, one, more):
+    with pytest.raises(ValueError, match=r"same shape, got \(.*\) and \("):
+        ssim_fused.SSIMLoss(spatial_dims=axes)(torch.rand(one), torch.rand(more))
+    x, y = one_channel()
+    labelled = torch.cat((y, y), dim=1)
+    loss = ssim_fused.SSIMLoss(spatial_dims=2)
+    assert torch.equal(loss(x, labelled), loss(x, y))
+
+
 def test_every_channel_is_compared():
     x, y = pictures((2, 3, 30, 30), torch.float64)
     loss = ssim_fused.SSIMLoss()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _ops
 from ._call import contrast_of, finish, prepare, to_similarity
-from ._checks import Sigma, Taps, Window, positive
+from ._checks import Sigma, Taps, Window, default_range, finite, positive
 from ._multiscale import BETAS, compute_multiscale
 from ._ops import image_terms, reduced_loss
 from ._terms import compute_psnr, compute_terms, to_psnr
@@ -258,15 +258,42 @@ def ms_ssim(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
     return 1 - ms_ssim_loss(input, target, **settings)
 
 
-class ImageTerms(NamedTuple):
-    """What an :func:`image_loss` is made of, without weights and without gradients."""
+class _Terms(NamedTuple):
+    ssim: Tensor
+    mse: Tensor
+    l1: Tensor
 
-    ssim: Tensor  # the SSIM loss, 1 - SSIM
-    mse: Tensor  # mean squared error, in the images' units
-    l1: Tensor  # mean absolute error, in the images' units
 
-    def psnr(self, data_range: float = 1.0) -> Tensor:
-        """Peak signal-to-noise ratio of all pixels together, in decibels; float32 at least."""
+class ImageTerms(_Terms):
+    """What an :func:`image_loss` is made of, without weights and without gradients.
+
+    Attributes:
+        ssim: the SSIM loss, 1 - SSIM.
+        mse: mean squared error, in the images' units.
+        l1: mean absolute error, in the images' units.
+    """
+
+    # beside the tuple, which stays one of three; image_loss sets them
+    _data_range: float | None = None
+    _has_mse: bool = True
+
+    def psnr(self, data_range: float | None = None) -> Tensor:
+        """Peak signal-to-noise ratio of all pixels together, in decibels; float32 at least.
+
+        Args:
+            data_range: where it is not given, that of the loss.
+
+        Raises:
+            ValueError: MSE had no weight, so that it was not computed.
+        """
+        if not self._has_mse:
+            raise ValueError(
+                "psnr needs the MSE, whose weight was 0: give image_loss one, such as mse=1e-9"
+            )
+        if data_range is None:
+            data_range = self._data_range
+        if data_range is None:
+            raise ValueError("data_range must be given for terms that image_loss did not make")
         return to_psnr(self.mse, positive("data_range", data_range))
 
 
@@ -300,7 +327,7 @@ def image_loss(
         ssim, mse, l1: weights of the terms. MSE and L1 are in the images' units: ``data_range``
             does not scale them.
         return_terms: return ``(loss, terms)``, where :class:`ImageTerms` holds each term's value;
-            one that is not computed is 0.
+            one that is not computed is 0. Its ``psnr()`` needs a weight of MSE, however small.
         mask, mask_threshold: as in :func:`ssim_loss`; MSE and L1 are means weighted with the mask.
 
     Shape:
@@ -320,7 +347,14 @@ def image_loss(
         padding=padding, window=window, spatial_dims=spatial_dims,
     )
     # fmt: on
-    return (loss, ImageTerms(*terms)) if return_terms else loss
+    if not return_terms:
+        return loss
+    named = ImageTerms(*terms)
+    named._data_range = positive(
+        "data_range", default_range(input) if data_range is None else data_range
+    )
+    named._has_mse = finite("mse", mse) != 0
+    return loss, named
 
 
 def psnr(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -397,3 +399,48 @@ def test_psnr_falls_out_of_the_terms(dtype):
         assert abs(terms.psnr(255.0).item() - true.item() - 20 * math.log10(255)) < tolerance
     with pytest.raises(ValueError, match="data_range"):
         terms.psnr(0.0)
+
+
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+def test_psnr_of_the_terms_has_the_data_range_of_the_loss(padding):
+    x, y = pictures((2, 3, 30, 31), torch.float64)
+    bytes_x, bytes_y = ((t.clamp(0, 1) * 255).round().byte() for t in (x, y))
+    images = [(x, y, {}), (bytes_x, bytes_y, {}), (2 * x, 2 * y, {"data_range": 2})]
+    for a, b, settings in images:
+        weights = dict(mse=1e-9, padding=padding, return_terms=True)
+        _, terms = ssim_fused.image_loss(a, b, **weights, **settings)
+        true = ssim_fused.psnr(a, b, **settings)
+        assert abs(terms.psnr().item() - true.item()) < 1e-4
+        for clone in (copy.deepcopy(terms), pickle.loads(pickle.dumps(terms))):
+            assert type(clone) is type(terms)
+            assert torch.equal(clone.psnr(), terms.psnr())
+        assert len(terms) == 3
+
+
+def test_no_psnr_without_an_mse():
+    x, y = pictures((2, 3, 30, 31))
+    _, terms = ssim_fused.image_loss(x, y, l1=1.0, return_terms=True)
+    with pytest.raises(ValueError, match="mse=1e-9"):
+        terms.psnr()
+    with pytest.raises(ValueError, match="data_range must be given"):
+        ssim_fused.ImageTerms(*terms).psnr()
+
+
+def test_terms_of_a_compiled_loss():
+    x, y = pictures((2, 3, 30, 31))
+
+    def inside(x, y):
+        _, terms = ssim_fused.image_loss(x, y, mse=1.0, data_range=2.0, return_terms=True)
+        return terms, terms.psnr()
+
+    expected, decibels = inside(x, y)
+    found, traced = torch.compile(inside, backend="eager", fullgraph=True)(x, y)
+    assert torch.equal(traced, decibels)
+    assert type(found) is type(expected)
+    assert torch.equal(found.psnr(), decibels)
+
+    def without(x, y):
+        return ssim_fused.image_loss(x, y, return_terms=True)[1]
+
+    with pytest.raises(ValueError, match="mse=1e-9"):
+        torch.compile(without, backend="eager", fullgraph=True)(x, y).psnr()

@@ -95,7 +95,8 @@ def _check_values(picture: np.ndarray, settings: Settings) -> None:
         raise PictureError("a picture holds NaN or infinity")
     if settings.data_range is None and not -1e-3 <= low <= high <= 1 + 1e-3:
         raise PictureError(
-            f"floating-point values from {low:g} to {high:g} are not in [0, 1]: give the data range"
+            f"floating-point values from {low:g} to {high:g} are not in [0, 1]: "
+            "give the data range (--data-range)"
         )
 
 
@@ -153,8 +154,13 @@ def compare_files(input: str | Path, target: str | Path, settings: Settings) -> 
     """The result of two files; what is wrong with them stands in its ``error``."""
     try:
         first, second = (read_picture(path, settings.max_pixels) for path in (input, target))
+    except PictureError as error:  # names its file
+        return failed(str(error))
+    except MemoryError:
+        return failed(f"no memory to read {input} and {target}")
+    try:
         return compare(first, second, settings)
     except PictureError as error:
-        return failed(str(error))
+        return failed(f"{input} and {target}: {error}")
     except MemoryError:
         return failed(f"no memory to compare {input} with {target}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -152,6 +152,7 @@ def compare(
         if html is not None:
             _write_page(html, outcome, settings, html_pairs)
         _report(outcome, quiet)
+        _report_below(outcome.summary.similarities, fail_under)
     sys.exit(_exit_code(outcome, fail_under))
 
 
@@ -219,6 +220,15 @@ def _report(outcome: Outcome, quiet: bool) -> None:
         errors.print(failure, markup=False)
     if outcome.interrupted:
         errors.print("interrupted: what is finished is in the files")
+
+
+def _report_below(similarities: Sequence[float], fail_under: float | None) -> None:
+    """How many are below --fail-under, also where nothing else is said."""
+    if fail_under is None:
+        return
+    below = sum(not value >= fail_under for value in similarities)
+    if below:
+        print(f"{below} of {len(similarities)} below {fail_under}", file=sys.stderr)
 
 
 def _print_summary(outcome: Outcome) -> None:
@@ -323,6 +333,7 @@ def video(
     if worst_frames is not None:
         _save_worst(worst_frames, course, settings)
     _report_video(course, quiet)
+    _report_below(course.similarities, fail_under)
     if course.interrupted:
         sys.exit(INTERRUPTED)
     if course.errors:

@@ -77,8 +77,13 @@ def test_fail_under(tmp_path):
     a, b = save_pairs(tmp_path, 3)
     call("compare", a, b, "--csv", tmp_path / "r.csv")
     least = min(float(row["ssim"]) for row in rows(tmp_path / "r.csv"))
-    assert call("compare", a, b, "--fail-under", least).exit_code == 0
-    assert call("compare", a, b, "--fail-under", least + 1e-9).exit_code == command.BELOW
+    equal = call("compare", a, b, "--fail-under", least)
+    assert equal.exit_code == 0
+    assert "below" not in equal.stderr
+    for quiet in ([], ["--quiet"]):
+        done = call("compare", a, b, "--fail-under", least + 1e-9, *quiet)
+        assert done.exit_code == command.BELOW
+        assert done.stderr.splitlines()[-1] == f"1 of 3 below {least + 1e-9}"
 
 
 def test_bad_pictures_are_named_and_counted_and_the_others_done(tmp_path):
@@ -93,13 +98,25 @@ def test_bad_pictures_are_named_and_counted_and_the_others_done(tmp_path):
     for name, why in (
         (a / "00.png", "has no partner"),
         (b / "01.png", "cannot be read"),
-        ("", "differ in size: 48 x 40 and 9 x 9"),
-        ("", "differ in their number of channels: 3 and 4"),
+        (f"{a / '02.png'} and {b / '02.png'}: ", "differ in size: 48 x 40 and 9 x 9"),
+        (f"{a / '03.png'} and {b / '03.png'}: ", "differ in their number of channels: 3 and 4"),
     ):
         assert any(str(name) in line and why in line for line in done.stderr.splitlines())
     assert "4 of 6 not compared" in done.stderr
     assert "2 compared" in done.stdout
     assert [row["error"] == "" for row in rows(csv_path)] == [False] * 4 + [True] * 2
+
+
+def test_values_beyond_the_range_name_the_pair_and_the_option(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "x.npy", 3 * picture(dtype="float32"))
+    pair = [tmp_path / name / "x.npy" for name in ("a", "b")]
+    done = call("compare", tmp_path / "a", tmp_path / "b")
+    assert done.exit_code == command.INCOMPLETE
+    assert f"{pair[0]} and {pair[1]}: floating-point values" in done.stderr
+    assert "--data-range" in done.stderr
+    assert call("compare", *pair, "--data-range", "3").exit_code == 0
 
 
 def test_a_bomb_is_refused(tmp_path):
@@ -201,6 +218,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path, other):
     assert done.exit_code == command.USAGE
     assert "was made with other settings" in done.stderr
     assert (tmp_path / "r.csv").read_text() == before
+    assert list(tmp_path.glob("r.*")) == [tmp_path / "r.csv"]
 
 
 def test_without_resume_results_are_made_anew(tmp_path):

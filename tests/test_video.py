@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import threading
 from fractions import Fraction
@@ -105,7 +106,9 @@ def test_plot_and_pictures_of_the_worst_frames(tmp_path, videos):
 
 def test_fail_under(videos):
     assert call("video", *videos, "--fail-under", "0.1").exit_code == 0
-    assert call("video", *videos, "--fail-under", "0.9").exit_code == command.BELOW
+    done = call("video", *videos, "--fail-under", "0.9")
+    assert done.exit_code == command.BELOW
+    assert re.search(r"^\d+ of 12 below 0\.9$", done.stderr, re.M)
 
 
 def cut(path):

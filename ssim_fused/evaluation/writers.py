@@ -267,10 +267,15 @@ def rewrite(kind: str, path: Path, results: Iterable[Result]) -> None:
     _check_regular(path)
     new = path.with_name(path.name + ".new")
     writer = open_writer(kind, new)
-    for block in _blocks(results):
-        writer.write(block)
-    writer.close()
-    os.replace(new, path)
+    try:
+        for block in _blocks(results):
+            writer.write(block)
+        writer.close()
+        os.replace(new, path)
+    except BaseException:  # what is read is refused, a full disk, Ctrl-C: it all is still in path
+        writer.abandon()
+        remove_results(kind, new)
+        raise
     for file in files_of(kind, path):
         if file != path:  # what it held is in the new one
             file.unlink()

@@ -140,7 +140,8 @@ def ssim(
     """Structural similarity, between -1 and 1: ``1 - ssim_loss``.
 
     Arguments, shapes, errors and source are those of :func:`ssim_loss`; ``reduction="sum"`` gives
-    the sum of the map. To train, use :func:`ssim_loss`: it keeps digits that a subtraction loses.
+    the sum of the map, with a mask that of the windows that count. To train, use
+    :func:`ssim_loss`: it keeps digits that a subtraction loses.
 
     Args:
         return_cs: return ``(ssim, cs)``, where ``cs`` is the same for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tables import pictures
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
 from ssim_fused import _checks, _paths, reference
@@ -165,3 +166,31 @@ def test_float16_gradient_of_a_mean_does_not_underflow():
     (reference.ssim_loss(true, y.double()) * scale).backward()
     error = (half.grad.double() - true.grad).norm() / true.grad.norm()
     assert error < 2**-9
+
+
+@native
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_which_transforms_call_the_native_operator():
+    """As docs/gradients.md has them."""
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "ssim_fused":
+                names.append(function.__name__)
+            return function(*args, **kwargs or {})
+
+    def called(compute):
+        names.clear()
+        with Watch():
+            compute()
+        return list(names)
+
+    x, y = (image.detach().float() for image in small())
+    loss, func = ssim_fused.ssim_loss, torch.func
+    each = lambda x: loss(x, y, reduction="image")  # noqa: E731
+    assert called(lambda: func.vmap(loss)(x, y)) == []
+    assert called(lambda: func.vmap(func.grad(loss))(x, y)) == []
+    assert called(lambda: func.jacfwd(each)(x)) == []
+    assert called(lambda: func.grad(loss)(x, y)) == ["loss_and_gradients.default"]
+    assert called(lambda: func.jacrev(each)(x)) == ["loss.default", *["loss_backward.default"] * 2]

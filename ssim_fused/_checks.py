@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,9 @@ def _constant(value: Any) -> Any:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        value = float(value)  # a numpy scalar
     return _constant(value)
 
 
@@ -94,6 +97,14 @@ def finite(name: str, value: float) -> float:
     return value
 
 
+def share(name: str, value: float) -> float:
+    """A number in [0, 1), or an error."""
+    value = nonnegative(name, value)
+    if not value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return value
+
+
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """One of the choices, or an error."""
     if value not in choices:
@@ -106,6 +117,15 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value
+
+
+def check_names(owner: object, given: Iterable[str], known: Sequence[str]) -> None:
+    """Keywords that an object's class knows, or an error."""
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{type(owner).__name__} has no argument {name!r}; it has {', '.join(known)}"
+            )
 
 
 # ---- windows ----
@@ -143,9 +163,9 @@ def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _odd(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    value = _constant(value)
+    value = _constant(value) if isinstance(value, int) else int(value)
     if value < 1 or value % 2 == 0:
         raise ValueError(f"{name} must be odd and at least 1, got {value}")
     return value
@@ -199,9 +219,12 @@ def _windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float,
 
 
 def _hashable(value: Any) -> Any:
-    """Lists and tensors as tuples."""
+    """Lists, tensors and numpy's arrays as tuples."""
     if isinstance(value, Tensor):
-        value = value.detach().tolist()
+        value = value.detach()
+    # Dynamo cannot ask its numbers for attributes
+    if not isinstance(value, (int, float)) and hasattr(value, "tolist"):
+        value = value.tolist()
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 

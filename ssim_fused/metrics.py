@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_settings
+from ._checks import check_names, check_settings, share
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
 from .functional import ms_ssim_loss, ssim_loss
@@ -20,11 +20,16 @@ from .functional import ms_ssim_loss, ssim_loss
 __all__ = ["MultiScaleStructuralSimilarity", "StructuralSimilarity"]
 
 
-def _checked(settings: dict[str, Any], names: tuple[str, ...]) -> None:
+_COMMON = ("window_size", "sigma", "data_range", "k1", "k2", "padding", "window", "spatial_dims")
+_KINDS = ("term", "nonnegative_ssim", "sample_covariance")
+
+
+def _checked(metric: Metric, settings: dict[str, Any], names: tuple[str, ...]) -> None:
     """Settings are checked before there are images; each image has its own value."""
     if "reduction" in settings:
         raise TypeError("reduction is not a setting of a metric: it is the mean over images")
-    others = {name: value for name, value in settings.items() if name not in names}
+    check_names(metric, settings, (*_COMMON, *names))
+    others = {name: value for name, value in settings.items() if name in (*_COMMON, *_KINDS)}
     check_settings(
         **others if others.get("data_range") is not None else others | {"data_range": 1.0}
     )
@@ -76,7 +81,8 @@ class StructuralSimilarity(_Mean):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
-        _checked(settings, ("mask_threshold",))
+        _checked(self, settings, (*_KINDS, "mask_threshold"))
+        share("mask_threshold", settings.get("mask_threshold", 0.5))
         self.settings = settings
         self._add_states()
 
@@ -102,7 +108,7 @@ class MultiScaleStructuralSimilarity(_Mean):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
         names = ("betas", "normalize", "pooling", "per_channel")
-        _checked(settings, names)
+        _checked(self, settings, names)
         check_multiscale(
             settings.get("betas", BETAS),
             settings.get("normalize"),

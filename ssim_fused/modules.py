@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import Sigma, Taps, Window, check_settings, finite
+from ._checks import Sigma, Taps, Window, check_names, check_settings, finite, flag, share
 from ._multiscale import BETAS, check_multiscale
 from .functional import image_loss, ms_ssim_loss, ssim, ssim_loss
 
@@ -49,9 +49,16 @@ class _Settings(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
+_COMMON = ("kernel_size", "sigma", "data_range", "k1", "k2", "padding")
+_KINDS = ("term", "nonnegative_ssim", "sample_covariance")
+_MASKED = ("window", "spatial_dims", "mask_threshold")
+
+
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings to be checked before there are images, whose type may imply a data range."""
-    others = {name: value for name, value in settings.items() if name != "mask_threshold"}
+    others = dict(settings)
+    if "mask_threshold" in others:
+        share("mask_threshold", others.pop("mask_threshold"))
     return others if others.get("data_range") is not None else others | {"data_range": 1.0}
 
 
@@ -93,6 +100,7 @@ class SSIMLoss(_Settings):
         reduction: str = "mean",
         **settings: Any,
     ) -> None:
+        check_names(self, settings, (*_COMMON, "reduction", *_KINDS, *_MASKED))
         super().__init__(
             kernel_size,
             sigma,
@@ -116,7 +124,7 @@ class SSIMLoss(_Settings):
         """The loss, or the SSIM map where ``as_loss`` is False."""
         settings = self.settings()
         y = _image_channels(x, y, settings.get("spatial_dims"))
-        if as_loss:
+        if flag("as_loss", as_loss):
             return ssim_loss(x, y, mask=mask, weight=weight, **settings)
         ssim_map = ssim(x, y, mask=mask, weight=weight, **settings | {"reduction": "none"})
         assert isinstance(ssim_map, Tensor)
@@ -233,6 +241,7 @@ class PhotometricLoss(_Settings):
         padding: str = "same",
         **settings: Any,
     ) -> None:
+        check_names(self, settings, ("lambda_dssim", *_COMMON, *_MASKED))
         super().__init__(
             kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding, **settings
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tables import pictures
@@ -165,6 +166,52 @@ def test_modules_check_at_construction():
         ssim_fused.CVAELoss(alpha="1")
     with pytest.raises(ValueError, match="beta"):
         ssim_fused.CVAELoss(beta=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: ssim_fused.SSIMLoss(window_size=7), TypeError, "SSIMLoss.*'window_size'"),
+        (lambda: ssim_fused.SSIMLoss(data_rnage=1), TypeError, "'data_rnage'.* data_range"),
+        (lambda: ssim_fused.SSIMLoss(mask=X > 0), TypeError, "SSIMLoss has no argument 'mask'"),
+        (lambda: ssim_fused.SSIMLoss(mask_threshold="a"), TypeError, "mask_threshold.* str"),
+        (lambda: ssim_fused.SSIMLoss(mask_threshold=1), ValueError, r"\[0, 1\), got 1"),
+        (lambda: ssim_fused.PhotometricLoss(reduction="image"), TypeError, "Phot.*'reduction'"),
+        (lambda: ssim_fused.PhotometricLoss(term="ssim"), TypeError, "'term'"),
+        (lambda: ssim_fused.MSSSIMLoss(term="ssim"), TypeError, "MSSSIMLoss.*'term'"),
+        (lambda: ssim_fused.SSIMLoss()(X, X, X > 0), TypeError, "as_loss must be a bool.*Tensor"),
+    ],
+)
+def test_what_a_module_does_not_take_is_named(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("scalars", "plain"),
+    [
+        ({"data_range": np.float32(1)}, {"data_range": 1.0}),
+        ({"data_range": np.int64(2)}, {"data_range": 2.0}),
+        ({"window_size": np.int64(7)}, {"window_size": 7}),
+        ({"window_size": (np.int32(7), 5)}, {"window_size": (7, 5)}),
+        ({"k1": np.float64(0.02)}, {"k1": 0.02}),
+        ({"window": np.array([0.25, 0.5, 0.25])}, {"window": [0.25, 0.5, 0.25]}),
+        ({"window": [np.float32(0.25), 0.5, 0.25]}, {"window": [0.25, 0.5, 0.25]}),
+    ],
+    ids=str,
+)
+def test_scalars_and_arrays_of_numpy(scalars, plain):
+    expected = ssim_fused.ssim_loss(X, X.flip(-1), **plain)
+    assert torch.equal(ssim_fused.ssim_loss(X, X.flip(-1), **scalars), expected)
+    names = {"window_size": "kernel_size"}
+    module = ssim_fused.SSIMLoss(**{names.get(name, name): scalars[name] for name in scalars})
+    assert torch.equal(module(X, X.flip(-1)), expected)
+
+
+@pytest.mark.parametrize("name", ["window_size", "data_range", "sigma", "k1"])
+def test_a_bool_of_numpy_is_no_number(name):
+    with pytest.raises(TypeError, match=f"{name}.* bool"):
+        ssim_fused.ssim_loss(X, X, **{name: np.bool_(True)})
 
 
 def test_modules_refuse_other_channel_counts():

@@ -169,3 +169,13 @@ def test_two_processes_have_the_value_of_one(tmp_path):
     ]
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt").tolist() == pytest.approx(alone, abs=1e-14)
+
+
+def test_a_setting_that_a_metric_lacks_is_named():
+    with pytest.raises(TypeError, match=r"StructuralSimilarity has no argument 'kernel_size'.*"):
+        StructuralSimilarity(kernel_size=7)
+    with pytest.raises(TypeError, match=r"MultiScale.* 'mask_threshold'"):
+        MultiScaleStructuralSimilarity(mask_threshold=0.5)
+    with pytest.raises(TypeError, match="mask_threshold"):
+        StructuralSimilarity(mask_threshold="a")
+    StructuralSimilarity(term="luminance", mask_threshold=0.2, sync_on_compute=False)

@@ -1,5 +1,6 @@
 """Differentiable SSIM for PyTorch: fast, accurate, and one line to switch to."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import compat, reference
@@ -37,7 +38,9 @@ __all__ = [
     "ssim_loss",
 ]
 
+# not in __all__, whose names every installation has: these need an extra
 if TYPE_CHECKING:
+    from . import metrics as metrics
     from .evaluation.batch import evaluate_batch as evaluate_batch
 
 
@@ -47,4 +50,6 @@ def __getattr__(name: str) -> Any:
         from .evaluation.batch import evaluate_batch
 
         return evaluate_batch
+    if name == "metrics":
+        return importlib.import_module(".metrics", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

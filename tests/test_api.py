@@ -10,6 +10,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def public_members(cls: type) -> list[str]:
 def describe(module, prefix: str) -> list[str]:
     """Every public name of a module, with its signature."""
     lines = []
-    for name in sorted(module.__all__):
+    extras = ("evaluate_batch",) if prefix == "ssim_fused" else ()
+    for name in sorted((*module.__all__, *extras)):
         thing = getattr(module, name)
         if inspect.ismodule(thing):
             lines.append(f"{prefix}.{name}: module")
@@ -71,10 +74,9 @@ def api() -> str:
     lines = []
     for name in modules():
         try:
-            module = importlib.import_module(name)
+            lines += describe(importlib.import_module(name), name)
         except ImportError as error:  # a library that it is made of is an extra
-            pytest.skip(f"{name} needs {error.name}")
-        lines += describe(module, name)
+            pytest.skip(f"{name} needs {error.name or error}")
     return "\n".join(lines) + "\n"
 
 
@@ -87,6 +89,30 @@ def test_every_public_module_says_what_is_public():
         module = importlib.import_module(name)
         assert sorted(set(module.__all__)) == sorted(module.__all__)
         assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_modules_are_there_after_import_and_not_before_they_are_asked_for():
+    pytest.importorskip("torchmetrics")
+    code = """
+import sys, torch, ssim_fused
+lazy = {"ssim_fused.metrics", *(f"ssim_fused.compat.{n}" for n in ssim_fused.compat.LIBRARIES)}
+assert lazy.isdisjoint(sys.modules)
+print(ssim_fused.metrics.StructuralSimilarity.__name__)
+for name in ssim_fused.compat.LIBRARIES:
+    assert getattr(ssim_fused.compat, name).STANDS_FOR
+for module, name in ((ssim_fused, "metric"), (ssim_fused.compat, "ssim")):
+    try:
+        getattr(module, name)
+    except AttributeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "StructuralSimilarity",
+        "module 'ssim_fused' has no attribute 'metric'",
+        "module 'ssim_fused.compat' has no attribute 'ssim'",
+    ]
 
 
 def test_a_changed_signature_is_noticed(monkeypatch):

@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["LIBRARIES", "Installed", "install", "uninstall"]
 
@@ -30,6 +30,24 @@ LIBRARIES = (
     "skimage",
     "torchmetrics",
 )
+
+if TYPE_CHECKING:
+    from . import frame_analytics as frame_analytics
+    from . import fused_ssim as fused_ssim
+    from . import fussim as fussim
+    from . import kornia as kornia
+    from . import monai as monai
+    from . import piq as piq
+    from . import pytorch_msssim as pytorch_msssim
+    from . import skimage as skimage
+    from . import torchmetrics as torchmetrics
+
+
+def __getattr__(name: str) -> Any:
+    """A library's module is imported when it is first asked for."""
+    if name in LIBRARIES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _StandIn(ModuleType):

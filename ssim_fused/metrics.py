@@ -2,7 +2,7 @@
 
 State is a sum in float64 and a count, whatever the number of images; it is summed across processes.
 Every image counts once, so the value does not depend on how images are split into batches and
-processes.
+processes. Apple's GPUs have no float64: there, give a metric what ``.cpu()`` makes of the images.
 """
 
 from __future__ import annotations

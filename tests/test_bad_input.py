@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -212,6 +214,26 @@ def test_scalars_and_arrays_of_numpy(scalars, plain):
 def test_a_bool_of_numpy_is_no_number(name):
     with pytest.raises(TypeError, match=f"{name}.* bool"):
         ssim_fused.ssim_loss(X, X, **{name: np.bool_(True)})
+
+
+def test_a_module_takes_every_setting_of_its_function():
+    beside = [
+        "input",
+        "target",
+        "mask",
+        "weight",
+        "window_size",
+        "return_terms",
+        "ssim",
+        "mse",
+        "l1",
+    ]
+    for module, function in (
+        (ssim_fused.SSIMLoss, ssim_fused.ssim_loss),
+        (ssim_fused.PhotometricLoss, ssim_fused.image_loss),
+    ):
+        settings = inspect.signature(function).parameters.values()
+        module(**{s.name: s.default for s in settings if s.name not in beside})
 
 
 def test_modules_refuse_other_channel_counts():

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _border
 from ._autocast import full_precision
-from ._checks import BORDERS, Settings, check_beside, nonnegative
+from ._checks import BORDERS, Settings, check_beside, share
 from ._filter import filter_axes
 from ._request import Request, accumulate_dtype
 
@@ -85,9 +85,7 @@ def with_mask(
     request: Request, mask: Tensor, threshold: float, weight: Tensor | None, outside: Settings
 ) -> Request:
     image, settings = request.input, request.settings
-    threshold = nonnegative("mask_threshold", threshold)
-    if not threshold < 1:
-        raise ValueError(f"mask_threshold must be in [0, 1), got {threshold}")
+    threshold = share("mask_threshold", threshold)
     mask = mask.to(accumulate_dtype(image))
     verify((mask >= 0) & (mask <= 1), lambda: "mask must lie in [0, 1]")
     if outside.padding in BORDERS:
@@ -96,13 +94,13 @@ def with_mask(
         seen = filter_axes(mask, settings)
     counted = seen > threshold
     coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape())
-    share = None
+    shares = None
     if settings.reduction != "none":
         weights = counted.to(mask.dtype)
         if weight is not None:
             weights = weights * weight.to(mask.dtype)
         what = f"mask leaves no window with a weight above {threshold}"
         _check_images_count(weights, request, what)
-        share = _shares(weights, request)
+        shares = _shares(weights, request)
     whole = request.map_shape()[:2] + list(mask.shape[2:])
-    return request._replace(share=share, mask=mask.expand(whole), coverage=coverage)
+    return request._replace(share=shares, mask=mask.expand(whole), coverage=coverage)

@@ -197,6 +197,8 @@ class Kernels:
 
     def describe(self, capability: int | None = None) -> str:
         """Where kernels come from, in words: for one GPU, or for any."""
+        if capability is not None and (reason := self.reason(capability)):
+            return f"none: {reason}"
         parts = []
         if self.built_in:
             listed = ", ".join(f"sm_{architecture}" for architecture in self.built_in)

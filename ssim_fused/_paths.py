@@ -110,10 +110,11 @@ def why_reference(request: Request, device: str | None = None) -> str | None:
     device = device or request.input.device.type
     if device == "cpu" and cpu_reason is not None:
         return cpu_reason
-    if device == "cuda" and cuda_reason is not None:
-        return cuda_reason
-    if request.input.is_cuda and (reason := gpu_reason(request.input.device.index or 0)):
-        return reason
+    if device == "cuda":
+        if cuda_reason is not None:
+            return cuda_reason
+        if request.input.is_cuda and (reason := gpu_reason(request.input.device.index or 0)):
+            return reason
     if _under_transform(request):
         return "vmap and forward-mode derivatives are PyTorch's"
     return no_kernel(request, device)

@@ -221,15 +221,20 @@ def test_a_gpu_runs_its_major_version_alone(capability, best):
     [
         (61, "the kernels need a GPU of compute capability 7.0, this one has 6.1"),
         (90, None),
-        (80, "no kernels for sm_80 are built in, and NVRTC is not found"),
+        (
+            80,
+            "no kernels for sm_80 are built in, and NVRTC is not found "
+            "(pip install nvidia-cuda-nvrtc-cu12, or -cu13)",
+        ),
     ],
 )
 def test_why_a_gpu_has_no_kernels(tmp_path, monkeypatch, capability, reason):
     monkeypatch.setattr(_nvrtc, "find", lambda *_: None)
     source = _kernels.Source(tmp_path)
     _kernels.write_archive(_kernels.archive(90, tmp_path), source, (12, 9), {"kernel": KERNEL})
-    found = _kernels.Kernels(tmp_path).reason(capability)
-    assert found == reason if reason is None else found.startswith(reason)
+    kernels = _kernels.Kernels(tmp_path)
+    assert kernels.reason(capability) == reason
+    assert kernels.describe(capability) == (f"none: {reason}" if reason else "built in, sm_90")
 
 
 def test_plain_pytorch_serves_a_gpu_without_kernels(monkeypatch):

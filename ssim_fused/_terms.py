@@ -39,8 +39,11 @@ def compute_terms(
     *,
     data_range: float | None = None,
     **names: Any,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """image_loss, by a backend: the loss and its detached terms; names: as in ssim_loss."""
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], float]:
+    """image_loss, by a backend: the loss, its detached terms, and the data range.
+
+    names: as in ssim_loss.
+    """
     ssim, mse, l1 = term_weights
     term_weights = finite("ssim", ssim), finite("mse", mse), finite("l1", l1)
     if not any(term_weights):
@@ -55,8 +58,11 @@ def compute_terms(
         request, promise = to_request(input, target, settings)
         found = finish(terms(request, term_weights), promise)
         ssim_term, mse_term, l1_term = found[1:].detach().unbind()
-        return found[0], (ssim_term, mse_term, l1_term)
-    return _separate_terms(terms, input, target, settings, term_weights, mask, mask_threshold)
+        return found[0], (ssim_term, mse_term, l1_term), settings.data_range
+    value, separate = _separate_terms(
+        terms, input, target, settings, term_weights, mask, mask_threshold
+    )
+    return value, separate, settings.data_range
 
 
 def _separate_terms(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _ops
 from ._call import contrast_of, finish, prepare, to_similarity
-from ._checks import Sigma, Taps, Window, default_range, finite, positive
+from ._checks import Sigma, Taps, Window, positive
 from ._multiscale import BETAS, compute_multiscale
 from ._ops import image_terms, reduced_loss
 from ._terms import compute_psnr, compute_terms, to_psnr
@@ -343,7 +343,7 @@ def image_loss(
         >>> terms.psnr()
     """
     # fmt: off
-    loss, terms = compute_terms(
+    loss, terms, checked_range = compute_terms(
         image_terms, input, target, (ssim, mse, l1), mask, mask_threshold,
         window_size=window_size, sigma=sigma, data_range=data_range, k1=k1, k2=k2,
         padding=padding, window=window, spatial_dims=spatial_dims,
@@ -352,10 +352,8 @@ def image_loss(
     if not return_terms:
         return loss
     named = ImageTerms(*terms)
-    named._data_range = positive(
-        "data_range", default_range(input) if data_range is None else data_range
-    )
-    named._has_mse = finite("mse", mse) != 0
+    named._data_range = checked_range
+    named._has_mse = bool(mse)
     return loss, named
 
 

@@ -406,10 +406,12 @@ def test_psnr_of_the_terms_has_the_data_range_of_the_loss(padding):
     x, y = pictures((2, 3, 30, 31), torch.float64)
     bytes_x, bytes_y = ((t.clamp(0, 1) * 255).round().byte() for t in (x, y))
     images = [(x, y, {}), (bytes_x, bytes_y, {}), (2 * x, 2 * y, {"data_range": 2})]
+    images.append((2 * x, 2 * y, {"data_range": torch.tensor(2.0)}))
     for a, b, settings in images:
+        most = 255 if a.dtype == torch.uint8 else 1
         weights = dict(mse=1e-9, padding=padding, return_terms=True)
         _, terms = ssim_fused.image_loss(a, b, **weights, **settings)
-        true = ssim_fused.psnr(a, b, **settings)
+        true = ssim_fused.psnr(a, b, data_range=float(settings.get("data_range", most)))
         assert abs(terms.psnr().item() - true.item()) < 1e-4
         for clone in (copy.deepcopy(terms), pickle.loads(pickle.dumps(terms))):
             assert type(clone) is type(terms)

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 import torch
-from gpu_tables import CALLS
+from gpu_tables import CALLS, LARGE, SMALL
 from tables import (
     MAP_TOLERANCE,
     SHAPES,
@@ -24,7 +24,6 @@ import ssim_fused
 from ssim_fused import reference
 
 pytestmark = pytest.mark.cuda
-BESIDE = ("weight", "mask")
 REDUCTIONS = ["mean", "sum", "image", "none"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -70,16 +69,18 @@ def test_windows(window, dtype):
         check(*(t.cuda() for t in pictures((2, 2, 40, 153), dtype)), window, padding)
 
 
-def call(name, images, wanted=()):
-    """Value of a call of gpu_tables, and gradients to the images that are wanted."""
-    function, _, settings = CALLS[name]
+def arguments(name, device, dtype):
+    """Images and settings of a call of gpu_tables."""
+    _, shape, settings = CALLS[name]
+    images = [image.to(device, dtype) for image in pictures(shape)]
+    tensors = {key: value for key, value in settings.items() if isinstance(value, torch.Tensor)}
+    return images, settings | {key: value.to(device, dtype) for key, value in tensors.items()}
+
+
+def call(name, images, settings, wanted=()):
+    """Its value, and gradients to the images that are wanted."""
     images = [image.detach().requires_grad_(i in wanted) for i, image in enumerate(images)]
-    beside = {
-        key: value.to(images[0].device, images[0].dtype)
-        for key, value in settings.items()
-        if isinstance(value, torch.Tensor)
-    }
-    value = getattr(ssim_fused, function)(*images, **(settings | beside))
+    value = getattr(ssim_fused, CALLS[name][0])(*images, **settings)
     if not wanted:
         return [value]
     upstream = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device)
@@ -89,20 +90,19 @@ def call(name, images, wanted=()):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_kind_of_kernel(name):
-    images = pictures(CALLS[name][1])
     value_tolerance, grad_tolerance = TOLERANCE[torch.float32]
     if CALLS[name][2].get("reduction") == "none":
         value_tolerance = MAP_TOLERANCE[torch.float32]
     for wanted in ((), (0,), (0, 1)):
-        found = call(name, [image.cuda() for image in images], wanted)
-        true = call(name, [image.double() for image in images], wanted)
+        found = call(name, *arguments(name, "cuda", torch.float32), wanted)
+        true = call(name, *arguments(name, "cpu", torch.float64), wanted)
         tolerances = [value_tolerance, grad_tolerance, grad_tolerance]
         for a, b, tolerance in zip(found, true, tolerances):
             assert relative_error(a.cpu(), b) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 2, 20, 23), (1, 1, 300, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=str)
 def test_whole_numbers(dtype, shape):
     most = torch.iinfo(dtype).max
     x, y = ((image.clamp(0, 1) * most).to(dtype) for image in pictures(shape))
@@ -225,15 +225,15 @@ def test_streams_side_by_side():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_is_captured_in_a_graph(name):
-    images = [image.cuda() for image in pictures(CALLS[name][1])]
+    made = arguments(name, "cuda", torch.float32)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        expected = call(name, images, (0,))
+        expected = call(name, *made, (0,))
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = call(name, images, (0,))
+        found = call(name, *made, (0,))
     for _ in range(3):
         graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
@@ -315,13 +315,13 @@ def test_memory_of_a_step_is_one_image():
     loss.backward()
 
 
-# but for weights and masks, whose values are looked at
-@pytest.mark.parametrize("name", [name for name in CALLS if name.split()[-1] not in BESIDE])
+# values of weights and masks are looked at
+@pytest.mark.parametrize("name", [n for n in CALLS if not {"mask", "weight"} & CALLS[n][2].keys()])
 def test_no_host_synchronisation(name):
-    images = [image.cuda() for image in pictures(CALLS[name][1])]
-    call(name, images, (0,))
+    made = arguments(name, "cuda", torch.float32)
+    call(name, *made, (0,))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        call(name, images, (0,))
+        call(name, *made, (0,))
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -36,7 +36,7 @@ void launch_images(Task task, const Call& call, const Outputs& out) {
   const Stream stream = current_stream(device);
   Problem<A> p{};
   p.g = geometry_of(call, task, sizeof(A));
-  const Counter counter = out.value != nullptr ? Counter::on(call.input, stream) : Counter{};
+  const Counter counter(call, out, stream);
   set_problem(p, call, out, counter);
   set_window(call.windows[0], p.window_y);
   set_window(call.windows[1], p.window_x);

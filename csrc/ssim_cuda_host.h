@@ -154,15 +154,18 @@ std::string kernel_name(const char* name, Arguments... arguments) {
 // The counter of blocks that a launch needs, 0 before it and again after it; it must live until the
 // launch is made. A graph has its own, since it may be replayed beside other launches.
 struct Counter {
-  unsigned* address = nullptr;
-  Optional memory;  // of a graph's
+  unsigned* address = nullptr;  // where a launch adds up a value
+  Optional memory;              // of a graph's
 
-  static Counter on(const Tensor& like, Stream stream) {
-    if (!is_captured(stream)) return {kept_counter(device_of(like), stream), {}};
-    Tensor memory = torch::stable::new_empty(like, {1}, ScalarType::Int);
-    auto* address = static_cast<unsigned*>(memory.data_ptr());
+  Counter(const Call& call, const Outputs& out, Stream stream) {
+    if (out.value == nullptr) return;
+    if (!is_captured(stream)) {
+      address = kept_counter(device_of(call.input), stream);
+      return;
+    }
+    memory = torch::stable::new_empty(call.input, {1}, ScalarType::Int);
+    address = static_cast<unsigned*>(memory->data_ptr());
     clear_counter(address, stream);
-    return {address, memory};
   }
 };
 
@@ -239,8 +242,8 @@ void set_problem(AnyProblem<A>& p, const Call& call, const Outputs& out, const C
   if (out.value != nullptr) {
     p.value = static_cast<A*>(out.value->data_ptr());
     p.value_scale = out.value_scale;
-    p.arrived = counter.address;
   }
+  p.arrived = counter.address;
   p.grad_scale = static_cast<A>(out.grad_scale);
   p.c1 = static_cast<A>(call.settings.k1 * call.settings.k1);
   p.c2 = static_cast<A>(call.settings.k2 * call.settings.k2);

@@ -40,7 +40,7 @@ void launch(Task task, const Call& call, const Outputs& out) {
   const bool has_weight = !is_weighted(task) && out.weight != nullptr;
   const bool any = call.mask || has_weight || !kHasGradient<T>;
   p.g = geometry_of(call, any, task, sizeof(A));
-  const Counter counter = out.value != nullptr ? Counter::on(call.input, stream) : Counter{};
+  const Counter counter(call, out, stream);
   set_problem(p, call, out, counter);
   for (int axis = 0; axis < 3; ++axis) set_window(call.windows[axis], p.window[axis]);
 

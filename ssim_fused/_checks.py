@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -69,10 +70,10 @@ def _constant(value: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not isinstance(value, (int, float)) and isinstance(value, numbers.Real):
         value = float(value)  # a numpy scalar
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return _constant(value)
 
 
@@ -262,6 +263,10 @@ def _check_settings(
         sample_covariance=flag("sample_covariance", sample_covariance),
     )
 
+
+# what it takes; and what of that is for one map of one scale alone
+SETTINGS = tuple(inspect.signature(_check_settings).parameters)
+KINDS = ("term", "nonnegative_ssim", "sample_covariance")
 
 _cached_settings = functools.lru_cache(maxsize=256, typed=True)(_check_settings)
 

@@ -7,29 +7,28 @@ processes. Apple's GPUs have no float64: there, give a metric what ``.cpu()`` ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import check_names, check_settings, share
+from ._checks import KINDS, SETTINGS, check_names, check_settings, share
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
 from .functional import ms_ssim_loss, ssim_loss
 
 __all__ = ["MultiScaleStructuralSimilarity", "StructuralSimilarity"]
 
-
-_COMMON = ("window_size", "sigma", "data_range", "k1", "k2", "padding", "window", "spatial_dims")
-_KINDS = ("term", "nonnegative_ssim", "sample_covariance")
+_NAMES = [name for name in SETTINGS if name != "reduction"]
 
 
-def _checked(metric: Metric, settings: dict[str, Any], names: tuple[str, ...]) -> None:
+def _checked(metric: Metric, settings: dict[str, Any], names: Sequence[str]) -> None:
     """Settings are checked before there are images; each image has its own value."""
     if "reduction" in settings:
         raise TypeError("reduction is not a setting of a metric: it is the mean over images")
-    check_names(metric, settings, (*_COMMON, *names))
-    others = {name: value for name, value in settings.items() if name in (*_COMMON, *_KINDS)}
+    check_names(metric, settings, names)
+    others = {name: value for name, value in settings.items() if name in SETTINGS}
     check_settings(
         **others if others.get("data_range") is not None else others | {"data_range": 1.0}
     )
@@ -81,7 +80,7 @@ class StructuralSimilarity(_Mean):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
-        _checked(self, settings, (*_KINDS, "mask_threshold"))
+        _checked(self, settings, (*_NAMES, "mask_threshold"))
         share("mask_threshold", settings.get("mask_threshold", 0.5))
         self.settings = settings
         self._add_states()
@@ -107,8 +106,8 @@ class MultiScaleStructuralSimilarity(_Mean):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
-        names = ("betas", "normalize", "pooling", "per_channel")
-        _checked(self, settings, names)
+        names = [name for name in _NAMES if name not in KINDS]
+        _checked(self, settings, (*names, "betas", "normalize", "pooling", "per_channel"))
         check_multiscale(
             settings.get("betas", BETAS),
             settings.get("normalize"),

@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import Sigma, Taps, Window, check_names, check_settings, finite, flag, share
+from ._checks import (
+    KINDS,
+    SETTINGS,
+    Sigma,
+    Taps,
+    Window,
+    check_names,
+    check_settings,
+    finite,
+    flag,
+    share,
+)
 from ._multiscale import BETAS, check_multiscale
 from .functional import image_loss, ms_ssim_loss, ssim, ssim_loss
 
@@ -49,9 +60,7 @@ class _Settings(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-_COMMON = ("kernel_size", "sigma", "data_range", "k1", "k2", "padding")
-_KINDS = ("term", "nonnegative_ssim", "sample_covariance")
-_MASKED = ("window", "spatial_dims", "mask_threshold")
+_NAMES = ("kernel_size", *(name for name in SETTINGS if name != "window_size"), "mask_threshold")
 
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +109,7 @@ class SSIMLoss(_Settings):
         reduction: str = "mean",
         **settings: Any,
     ) -> None:
-        check_names(self, settings, (*_COMMON, "reduction", *_KINDS, *_MASKED))
+        check_names(self, settings, _NAMES)
         super().__init__(
             kernel_size,
             sigma,
@@ -241,7 +250,8 @@ class PhotometricLoss(_Settings):
         padding: str = "same",
         **settings: Any,
     ) -> None:
-        check_names(self, settings, ("lambda_dssim", *_COMMON, *_MASKED))
+        names = (name for name in _NAMES if name not in ("reduction", *KINDS))
+        check_names(self, settings, ("lambda_dssim", *names))
         super().__init__(
             kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding, **settings
         )

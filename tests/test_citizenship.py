@@ -405,6 +405,20 @@ def test_subclasses(name):
 # ---- memory ----
 
 
+def saved_beside(compute, x, y):
+    """How much is kept for backward beside two images, in images of their size."""
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        compute()
+    beside = [size for at, size in saved.items() if at not in (x.data_ptr(), y.data_ptr())]
+    return sum(beside) / (x.numel() * x.element_size())
+
+
 @native
 @pytest.mark.parametrize(
     ("name", "kept"),
@@ -413,14 +427,24 @@ def test_subclasses(name):
 )
 def test_what_is_saved_for_backward(name, kept):
     x, y, mask = images((1, 2, 30, 31))
-    x.requires_grad_()
-    saved = {}
+    assert saved_beside(lambda: FUNCTIONS[name](x.requires_grad_(), y, mask), x, y) == kept
 
-    def pack(tensor):
-        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        FUNCTIONS[name](x, y, mask)
-    beside = [size for at, size in saved.items() if at not in (x.data_ptr(), y.data_ptr())]
-    assert sum(beside) == kept * x.numel() * x.element_size()
+@native
+@pytest.mark.parametrize(
+    ("call", "least", "most"),
+    # as docs/performance.md has them
+    [
+        (lambda x, y, _: ssim_fused.ssim_loss(x, y, padding="valid"), 1, 1),
+        (lambda x, y, mask: ssim_fused.ssim_loss(x, y, mask=mask), 1.9, 2.1),
+        (lambda x, y, _: ssim_fused.ms_ssim_loss(x, y), 1.9, 2.1),
+        (lambda x, y, _: ssim_fused.ssim_loss(x, y, padding="reflect"), 3, 3.2),
+        (lambda x, y, mask: ssim_fused.PhotometricLoss()(x, y, mask=mask), 3.4, 3.6),
+    ],
+    ids=["valid", "mask", "MS-SSIM", "reflect", "PhotometricLoss, mask"],
+)
+def test_what_masks_borders_and_scales_save(call, least, most):
+    x, y, mask = images((1, 3, 540, 960))
+    mask = mask[:, :1].contiguous()
+    found = saved_beside(lambda: call(x.requires_grad_(), y, mask), x, y)
+    assert least <= found <= most

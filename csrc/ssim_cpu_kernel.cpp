@@ -32,6 +32,7 @@
 // its gradient is filtered along z in a pass of its own, since each slice gets a share of 2 x pad
 // others.
 #include <initializer_list>
+#include <limits>
 #include <type_traits>
 
 #include "simd.h"
@@ -64,13 +65,23 @@ SSIM_INLINE int64_t round_down(int64_t a, int64_t b) { return a - (a % b + b) % 
 
 // ---- the filter ----
 
-// out[i] = sum_k window[k] * rows[i + k], or of its square, i < width; taps > 0 is a compile-time
-// count
-template <typename A, int taps, bool kSquared = false>
-SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_taps,
+// Of the weights along y. Divided by the middle one, they need one multiplication less; those along x
+// make up for it, so that the two together sum to 1. Not where a mask's coverage was made with the
+// window as it is, nor where a window of any length may have next to nothing in its middle.
+enum class Middle { one, any };
+
+// the weights of each axis's window, [taps]; symmetric, so that they carry gradients back, too
+template <typename A>
+struct Windows {
+  const A *z, *y, *x;
+  A sum_y;
+};
+
+// out[i] = sum_k window[k] * row(i + k), i < width; taps > 0 is a compile-time count
+template <typename A, int taps, Middle kMiddle, typename Row>
+SSIM_INLINE void filter(Row&& row, const A* window, int64_t run_time_taps,
                         Vec<A> (&out)[Simd<A>::width]) {
   constexpr int width = Simd<A>::width;
-  const auto row = [rows](int64_t i) { return kSquared ? rows[i] * rows[i] : rows[i]; };
   if constexpr (taps > 0) {
     // The rows that a window covers stay in registers. The two that share a weight are added first:
     // many processors add beside their multiplications.
@@ -81,7 +92,8 @@ SSIM_INLINE void filter(const Vec<A>* rows, const A* window, int64_t run_time_ta
 #pragma GCC unroll 16
     for (int i = 0; i < width; ++i) {
       x[i + taps - 1] = row(i + taps - 1);
-      out[i] = window[middle] * x[i + middle];
+      out[i] = x[i + middle];
+      if constexpr (kMiddle == Middle::any) out[i] *= window[middle];
 #pragma GCC unroll 16
       for (int k = 0; k < middle; ++k) out[i] += window[k] * (x[i + k] + x[i + taps - 1 - k]);
     }
@@ -181,12 +193,6 @@ struct Layout {
   int64_t tails() const { return pixel_tails() + derivative_tails(); }
 };
 
-// the weights of each axis's window, [taps]; symmetric, so that they carry gradients back, too
-template <typename A>
-struct Windows {
-  const A *z, *y, *x;
-};
-
 // The last columns of each map, few enough to stay in the nearest caches. Columns count from 0; those
 // in front of what is still needed make room for new ones.
 template <typename A>
@@ -258,6 +264,10 @@ __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
 // for, 0, 1 (the input) or 2. kGeneral: volumes and masks
 template <typename T, int taps, int kGrads, bool kGeneral>
 class Item {
+ public:
+  static constexpr Middle kMiddle = taps > 0 && !kGeneral ? Middle::one : Middle::any;
+
+ private:
   using A = typename Accumulate<T>::type;
   using V = Vec<A>;
   using Mask = typename Simd<A>::Mask;
@@ -665,9 +675,11 @@ class Item {
     return of + z * image.stride_d + y * image.stride_h + x * image.stride_w;
   }
 
-  // the rows that two blocks of rows share
+  // rows that two blocks of rows share
+  SSIM_INLINE int64_t shared_rows() const { return taps > 0 ? taps - 1 : layout_.halo_y; }
+
   SSIM_INLINE void copy_rows(const V* from, V* to) const {
-    const int64_t count = taps > 0 ? taps - 1 : layout_.halo_y;
+    const int64_t count = shared_rows();
 #pragma GCC unroll 16
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
@@ -678,8 +690,11 @@ class Item {
     const int64_t tails = layout_.pixel_maps * layout_.halo_y;
     V* kept = layout_.pixel_blocks > 0 ? pixel_tails_ + column / width * tails : nullptr;
     const auto filter_map = [&]<bool kSquared>(int map, int of) {
+      const V* rows = strip_ + of * layout_.rows;
+      // the square as one product: joined with what it is added to, it would be made many times
+      const auto row = [rows](int64_t i) { return kSquared ? square(rows[i]) : rows[i]; };
       V out[width];
-      filter<A, taps, kSquared>(strip_ + of * layout_.rows, window_.y, p_.y.taps, out);
+      filter<A, taps, kMiddle>(row, window_.y, p_.y.taps, out);
       store_columns(out, moments_.at(map, column));
     };
     if constexpr (kGeneral) {
@@ -699,7 +714,7 @@ class Item {
     const V values[kMaps] = {outside.u * outside.u, outside.v * outside.v, outside.u, outside.v};
     for (int map = 0; map < kMaps; ++map) {
       V* to = moments_.at(map, column);
-      for (int i = 0; i < width; ++i) to[i] = values[map];
+      for (int i = 0; i < width; ++i) to[i] = window_.sum_y * values[map];
     }
   }
 
@@ -755,7 +770,9 @@ class Item {
   SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead, const Ahead& ahead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
-      filter<A, taps>(moments_.at(map, column), window_.x, p_.x.taps, filtered[map]);
+      const V* columns = moments_.at(map, column);
+      const auto at = [columns](int64_t i) { return columns[i]; };
+      filter<A, taps, Middle::any>(at, window_.x, p_.x.taps, filtered[map]);
     }
     V weights[width];  // of the derivatives
     const bool is_weighted = weight_ != nullptr, is_masked = kGeneral && p_.mask.data;
@@ -920,23 +937,28 @@ class Item {
   //     d/dx = from_u + from_v                     d/dy = from_u - from_v
   void gradient_block(int64_t y, int64_t block) {
     V filtered[kMaps][width];
+    const int64_t shared = shared_rows();
     for (int map = 0; map < kDerivatives; ++map) {
       V* rows = strip_ + map * layout_.rows;
       V* kept = derivative_tails_ + (block * kMaps + map) * layout_.halo_y;
-      if (y > first_y_) {
-        copy_rows(kept, rows);
-      } else {
-        for (int64_t i = 0; i < layout_.halo_y; ++i) rows[i] = V{};
+      if (y == first_y_) {
+        for (int64_t i = 0; i < shared; ++i) kept[i] = V{};
       }
       if (y < last_y_) {
+        const V* columns = derivatives_.at(map, block * width);
+        const auto at = [columns](int64_t i) { return columns[i]; };
         V out[width];
-        filter<A, taps>(derivatives_.at(map, block * width), window_.x, p_.x.taps, out);
+        filter<A, taps, Middle::any>(at, window_.x, p_.x.taps, out);
         store_columns(out, rows + layout_.halo_y);
       } else {  // below the map
         for (int i = 0; i < width; ++i) rows[layout_.halo_y + i] = V{};
       }
-      filter<A, taps>(rows, window_.y, p_.y.taps, filtered[map]);
-      copy_rows(rows + width, kept);
+      // where the filter's length is known, what is kept is read where it lies
+      if constexpr (taps == 0) copy_rows(kept, rows);
+      const auto row = [kept, rows](int64_t i) { return i < taps - 1 ? kept[i] : rows[i]; };
+      filter<A, taps, kMiddle>(row, window_.y, p_.y.taps, filtered[map]);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < shared; ++i) kept[i] = row(i + width);
     }
     const int64_t x = x0_ + block * width;
     y -= p_.y.pad;
@@ -1023,17 +1045,58 @@ int64_t window_bytes(const Problem& p) {
   return round_up((p.z.taps + p.y.taps + p.x.taps) * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
+// The window's weights times `sum`, rounded so that they sum to it as nearly as they can: for the
+// reason that single_window() in ssim_fused/_checks.py gives, and in its way.
 template <typename A>
-Windows<A> copy_windows(const Problem& p, void* scratch) {
-  A* next = static_cast<A*>(scratch);
-  const auto copy = [&next](const Window& window) {
-    A* to = next;
-    for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k]);
-    next += window.taps;
-    return to;
+void round_window(const Window& window, double sum, A* to) {
+  const auto missing = [&] {
+    double left = sum;
+    for (int64_t k = 0; k < window.taps; ++k) left -= static_cast<double>(to[k]);
+    return left;
   };
-  const A *z = copy(p.z), *y = copy(p.y), *x = copy(p.x);
-  return {z, y, x};
+  for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] * sum);
+  const int64_t middle = window.taps / 2;
+  to[middle] += static_cast<A>(missing());
+  for (int64_t k = 0; k < middle; ++k) {
+    if (to[k] <= A(1e-5)) continue;
+    to[k] += static_cast<A>(missing() / 2);
+    to[window.taps - 1 - k] = to[k];
+    return;
+  }
+}
+
+// What the window's weights are divided by. A middle one too small for that is too small to matter.
+template <typename A>
+double middle_of(const Window& window) {
+  const auto size = [](double x) { return x < 0 ? -x : x; };
+  double largest = 0;
+  for (int64_t k = 0; k < window.taps; ++k) {
+    if (size(window.weights[k]) > largest) largest = size(window.weights[k]);
+  }
+  const double least = largest * static_cast<double>(std::numeric_limits<A>::epsilon()) / 16;
+  const double middle = window.weights[window.taps / 2];
+  return size(middle) < least ? least : middle;
+}
+
+template <typename A, Middle kMiddle>
+Windows<A> copy_windows(const Problem& p, void* scratch) {
+  A* z = static_cast<A*>(scratch);
+  A *y = z + p.z.taps, *x = y + p.y.taps;
+  const auto copy = [](const Window& window, double divisor, A* to) {
+    for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] / divisor);
+  };
+  copy(p.z, 1, z);
+  if constexpr (kMiddle == Middle::any) {
+    copy(p.y, 1, y);
+    copy(p.x, 1, x);
+    return {z, y, x, A(1)};
+  }
+  copy(p.y, middle_of<A>(p.y), y);
+  y[p.y.taps / 2] = A(1);
+  double sum = 0;
+  for (int64_t k = 0; k < p.y.taps; ++k) sum += static_cast<double>(y[k]);
+  round_window(p.x, 1 / sum, x);
+  return {z, y, x, static_cast<A>(sum)};
 }
 
 struct Range {
@@ -1044,7 +1107,8 @@ struct Range {
 template <typename T, int taps, int kGrads, bool kGeneral>
 void run_items(const Problem& p, Range range) {
   using A = typename Accumulate<T>::type;
-  const Windows<A> window = copy_windows<A>(p, range.scratch);
+  constexpr Middle kMiddle = Item<T, taps, kGrads, kGeneral>::kMiddle;
+  const Windows<A> window = copy_windows<A, kMiddle>(p, range.scratch);
   void* buffers = static_cast<char*>(range.scratch) + window_bytes<A>(p);
   Item<T, taps, kGrads, kGeneral> items[Problem::kMaxTogether] = {{p, window, buffers, 0},
                                                                   {p, window, buffers, 1},
@@ -1116,7 +1180,7 @@ void run(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 
 template <typename T, int kGrads>
 void run_items_along_z(const Problem& p, Range range) {
-  const Windows<T> window = copy_windows<T>(p, range.scratch);
+  const Windows<T> window = copy_windows<T, Middle::any>(p, range.scratch);
   void* buffers = static_cast<char*>(range.scratch) + window_bytes<T>(p);
   Item<T, 0, kGrads, true> item{p, window, buffers, 0};
   for (int64_t i = range.begin; i < range.end; ++i) {

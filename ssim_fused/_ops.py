@@ -117,17 +117,30 @@ def _differentiable_gradients(
     compute: Callable[[Request], tuple[Tensor, ...]],
 ) -> tuple:
     """Gradients by way of the reference, themselves differentiable."""
-    with torch.enable_grad():
-        # fresh graph nodes: input and target may be one tensor, or derive from each other
-        x, y = request.input.view_as(request.input), request.target.view_as(request.target)
+    # torch.func's wrappers, whose transform has ended, require no gradient any more
+    images = [torch._C._functorch.unwrap_if_dead(image) for image in request[:2]]
+    wanted = [image for image, needed in zip(images, needs) if needed]
+
+    def values_of(*wanted: Tensor) -> tuple[Tensor, ...]:
+        given = iter(wanted)
+        x, y = (next(given) if needed else image for image, needed in zip(images, needs))
         values = compute(request._replace(input=x, target=y))
-        wanted = [image for image, needed in zip((x, y), needs) if needed]
-        # a pooled target does not depend on the input
-        pairs = zip(values, grads)
-        depend = [(v, grad) for v, grad in pairs if v.requires_grad and grad is not None]
-        values, grads = zip(*((value, grad.to(value.dtype)) for value, grad in depend))
-        found = iter(torch.autograd.grad(values, wanted, grads, create_graph=True))
-    return tuple(next(found) if needed else None for needed in needs[:2])
+        return tuple(value for value, grad in zip(values, grads) if grad is not None)
+
+    given = [grad for grad in grads if grad is not None]
+    with torch.enable_grad():
+        if torch._C._are_functorch_transforms_active() or not all(w.requires_grad for w in wanted):
+            values, pull_back = torch.func.vjp(values_of, *wanted)
+            found = pull_back(tuple(grad.to(value.dtype) for value, grad in zip(values, given)))
+        else:
+            # fresh graph nodes: input and target may be one tensor, or derive from each other
+            wanted = [image.view_as(image) for image in wanted]
+            # a pooled target does not depend on the input
+            pairs = [pair for pair in zip(values_of(*wanted), given) if pair[0].requires_grad]
+            values, given = zip(*((value, grad.to(value.dtype)) for value, grad in pairs))
+            found = torch.autograd.grad(values, wanted, given, create_graph=True)
+    made = iter(found)
+    return tuple(next(made) if needed else None for needed in needs[:2])
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
@@ -153,12 +166,21 @@ def _loss_arguments(request: Request, reduced_to: int | None = None) -> tuple:
     return (input, target, *beside, *_arguments(settings, input), reduced_to)
 
 
+def _needed(request: Request) -> list[bool]:
+    """Which images get a gradient that is made with the value."""
+    images = (request.input, request.target)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # the innermost transform does not see what the others around it ask for
+        return [image.is_floating_point() for image in images]
+    enabled = torch.is_grad_enabled()
+    return [enabled and image.requires_grad for image in images]
+
+
 def scalar_loss(request: Request, term_weights: tuple[float, ...] = ()) -> Tensor:
     """The loss as one number; with term_weights, [4]: their sum and the unweighted terms."""
-    if torch.is_grad_enabled():
-        need_input, need_target = request.input.requires_grad, request.target.requires_grad
-        if need_input or need_target:
-            return _apply(_ScalarLoss, *request, term_weights, need_input, need_target)[0]
+    needed = _needed(request)
+    if any(needed):
+        return _apply(_ScalarLoss, *request, term_weights, *needed)[0]
     return torch.ops.ssim_fused.loss.default(*_loss_arguments(request), term_weights)
 
 
@@ -351,8 +373,7 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     """
     if why_reference(request) is not None or request.axes() != 2:
         return reference.pooled_scale(reduced_loss, request, offset)
-    enabled = torch.is_grad_enabled()
-    needed = [enabled and image.requires_grad for image in (request.input, request.target)]
+    needed = _needed(request)
     # a half-precision gradient would be rounded at each scale
     if in_float32(request) or (any(needed) and is_half(request.input)):
         request = _to_float32(request)

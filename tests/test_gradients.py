@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tables import pictures
+from torch import func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
@@ -63,6 +64,53 @@ def test_third_derivative():
         return value
 
     torch.testing.assert_close(third(ssim_fused), third(reference), rtol=1e-8, atol=1e-12)
+
+
+# what each computes goes through a gradient of torch.func and depends on w, which lies outside of it
+NESTED = {
+    "value of a finished transform": lambda loss, x, w: torch.autograd.grad(
+        func.grad_and_value(lambda a: loss(a, w * 1))(x)[1], w
+    )[0],
+    "the other place": lambda loss, x, w: torch.autograd.grad(
+        func.grad_and_value(lambda a: loss(w * 1, a))(x)[1], w
+    )[0],
+    "second order": lambda loss, x, w: torch.autograd.grad(
+        func.grad(lambda a: loss(a, w * 1))(x).square().sum(), w
+    )[0],
+    "value inside another transform": lambda loss, x, w: func.grad(
+        lambda u: func.grad_and_value(lambda a: loss(a, u * 1))(x)[1]
+    )(w.detach()),
+    "second order inside another transform": lambda loss, x, w: func.grad(
+        lambda u: func.grad(lambda a: loss(a, u * 1))(x).square().sum()
+    )(w.detach()),
+    "pulled back later": lambda loss, x, w: func.vjp(lambda a: loss(a, w), x)[1](
+        torch.ones((), dtype=x.dtype)
+    )[0],
+    "jacrev": lambda loss, x, w: func.jacrev(lambda a: loss(a, w))(x),
+    "jacrev of jacrev": lambda loss, x, w: func.jacrev(
+        lambda u: func.jacrev(lambda a: loss(a, u))(x).square().sum()
+    )(w.detach()),
+}
+NESTED_LOSSES = {
+    "mean": lambda module: module.ssim_loss,
+    "map": lambda module: lambda x, y: module.ssim_loss(x, y, reduction="none").mean(),
+    "reflect": lambda module: lambda x, y: module.ssim_loss(x, y, padding="reflect"),
+    "ms-ssim": lambda module: lambda x, y: module.ms_ssim_loss(
+        x, y, window_size=3, betas=(0.5, 0.5)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("loss", NESTED_LOSSES.values(), ids=NESTED_LOSSES)
+@pytest.mark.parametrize("compute", NESTED.values(), ids=NESTED)
+def test_transforms_inside_others(compute, loss):
+    x, w = pictures((1, 1, 14, 15), torch.float64)
+    made, true = (
+        compute(loss(module), x, w.clone().requires_grad_()) for module in (ssim_fused, reference)
+    )
+    assert true.norm() > 0
+    torch.testing.assert_close(made, true, rtol=1e-9, atol=1e-12)
 
 
 def settings_arguments(valid=False, kind="ssim"):
@@ -187,7 +235,7 @@ def test_which_transforms_call_the_native_operator():
         return list(names)
 
     x, y = (image.detach().float() for image in small())
-    loss, func = ssim_fused.ssim_loss, torch.func
+    loss = ssim_fused.ssim_loss
     each = lambda x: loss(x, y, reduction="image")  # noqa: E731
     assert called(lambda: func.vmap(loss)(x, y)) == []
     assert called(lambda: func.vmap(func.grad(loss))(x, y)) == []

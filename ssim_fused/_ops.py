@@ -102,10 +102,17 @@ def _is_one(grad_value: Tensor) -> bool:
     return can_be_read(grad_value) and grad_value.item() == 1.0
 
 
-def _may_write_to_saved(*grads: Tensor | None) -> bool:
-    """Whether nobody asks again for what was saved: no retain_graph, one gradient and not many."""
+def _is_hooked() -> bool:
+    """Whether what is saved now goes through torch.autograd.graph.saved_tensors_hooks."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def _may_write_to_saved(ctx: Any, *grads: Tensor | None) -> bool:
+    """Whether nobody asks again for what was saved: no retain_graph, no hook, one gradient."""
     kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    if kept is None or torch.compiler.is_compiling() or kept():
+    if kept is None or torch.compiler.is_compiling() or kept() or ctx.is_hooked:
         return False
     return not any(_is_batched(grad) for grad in grads if grad is not None)
 
@@ -202,6 +209,7 @@ class _ScalarLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(*(made for made in gradients if made is not None))
         ctx.set_materialize_grads(False)
         # all but the gradients are references, kept for double backward alone
+        ctx.is_hooked = _is_hooked()
         ctx.save_for_backward(input, target, *gradients, share, mask, coverage)
 
     @staticmethod
@@ -229,7 +237,7 @@ class _ScalarLoss(torch.autograd.Function):
             planes = input.shape[0] * input.shape[1]
             grad_value = grad_value / (planes * _windows(Request(input, target, settings)))
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
-        last = _may_write_to_saved(grad_value)
+        last = _may_write_to_saved(ctx, grad_value)
         if last and _is_one(grad_value):
             return grad_input, grad_target, *(None,) * 7
         scale = torch.Tensor.mul_ if last else torch.mul
@@ -330,6 +338,7 @@ class _ScaleLoss(torch.autograd.Function):
         made = [grad for grad in (grad_input, grad_target) if grad is not None]
         ctx.mark_non_differentiable(*constants, *made)
         ctx.set_materialize_grads(False)
+        ctx.is_hooked = _is_hooked()
         ctx.save_for_backward(input, target, grad_input, grad_target)
 
     @staticmethod
@@ -347,7 +356,7 @@ class _ScaleLoss(torch.autograd.Function):
         grad_planes, *grad_pooled = grads
         if grad_planes is None:
             grad_planes = input.new_zeros(input.shape[:2])
-        last = _may_write_to_saved(*grads)
+        last = _may_write_to_saved(ctx, *grads)
         gradients = (
             None if grad is None else _unpool(grad, grad_planes, from_half, ctx.offset, last)
             for grad, from_half in zip(made, grad_pooled)

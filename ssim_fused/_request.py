@@ -62,4 +62,7 @@ def can_be_read(value: Tensor) -> bool:
     """Whether its numbers are at hand: no device to wait for, and no trace that they would end."""
     if torch.compiler.is_compiling() or value.device.type != "cpu":
         return False
+    # torch.jit.trace and make_fx would keep the branch that one example took
+    if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
     return type(value) is Tensor

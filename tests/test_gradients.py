@@ -6,6 +6,7 @@ import pytest
 import torch
 from tables import pictures
 from torch import func
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
@@ -66,7 +67,7 @@ def test_third_derivative():
     torch.testing.assert_close(third(ssim_fused), third(reference), rtol=1e-8, atol=1e-12)
 
 
-# what each computes goes through a gradient of torch.func and depends on w, which lies outside of it
+# each goes through a gradient of torch.func, and depends on w, which lies outside of that
 NESTED = {
     "value of a finished transform": lambda loss, x, w: torch.autograd.grad(
         func.grad_and_value(lambda a: loss(a, w * 1))(x)[1], w
@@ -188,6 +189,51 @@ def test_compile_the_modules():
     mu, logvar = torch.randn(2, 8), torch.randn(2, 8)
     for found, expected in zip(compiled(x, y, mu, logvar), criterion(x, y, mu, logvar)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace")
+@pytest.mark.parametrize(
+    "trace",
+    [torch.jit.trace, lambda function, images: make_fx(function)(*images)],
+    ids=["torch.jit.trace", "make_fx"],
+)
+def test_a_trace_holds_for_other_images(trace):
+    """MS-SSIM of near images has a shorter way, which inverted ones cannot go."""
+
+    def loss(x, y):
+        return ssim_fused.ms_ssim_loss(x, y, window_size=3)
+
+    x, y = pictures((1, 1, 48, 52))
+    assert loss(x, y) < 0.5
+    assert loss(x, 1 - x) > 1
+    torch.testing.assert_close(trace(loss, (x, y))(x, 1 - x), loss(x, 1 - x))
+
+
+@pytest.mark.parametrize("loss", [ssim_fused.ssim_loss, ssim_fused.ms_ssim_loss])
+def test_a_gradient_can_be_traced(loss):
+    def gradient(x, y):
+        return torch.autograd.grad(loss(x, y, window_size=3), x)[0]
+
+    x, y = pictures((1, 1, 48, 52))
+    x.requires_grad_()
+    traced = make_fx(gradient)(x, y)
+    torch.testing.assert_close(traced(x, 1 - y), gradient(x, 1 - y))
+
+
+def test_saved_tensors_that_hooks_keep_are_not_written_to():
+    x, y = pictures((1, 1, 48, 52))
+    x.requires_grad_()
+    packed = []
+
+    def pack(tensor):
+        packed.append((tensor, tensor.clone()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = ssim_fused.ssim_loss(x, y) + ssim_fused.ms_ssim_loss(x, y, window_size=3)
+    (3 * loss).backward()
+    assert packed
+    assert all(torch.equal(tensor, copy) for tensor, copy in packed)
 
 
 def test_autocast_gives_float32():

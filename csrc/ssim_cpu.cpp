@@ -410,9 +410,8 @@ Tensor loss_cpu(Tensor input, Tensor target, Optional window_weight, Optional ma
   return run_reduced(p, input, reduced);
 }
 
-// The same for mean and sum, with its gradients where they are asked for. Those of float16 images
-// are the sum's, also where the mean is asked for: divided by the number of windows they would fall
-// below its smallest number.
+// The same for mean and sum, with its gradients where they are asked for; those of float16 images as
+// Reduction::stored_for() says.
 std::tuple<Tensor, Tensor, Tensor> loss_and_gradients_cpu(
     Tensor input, Tensor target, Optional window_weight, Optional mask, Optional coverage,
     std::vector<double> window, std::vector<int64_t> taps, double data_range, double k1, double k2,
@@ -427,7 +426,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradients_cpu(
   const auto [of_map, of_squares, of_absolute] = reduced.weights;
   const double count = reduced.is_mean ? windows_of(p) : 1.0;
   const double pixels = static_cast<double>(input.numel());
-  const double stored = p.dtype == Dtype::float16 ? count : 1.0;  // the gradients' scale
+  const double stored = reduced.stored_for(input, count);
   p.grad_scale = stored * of_map / count;
   p.grad_square = stored * 2 * of_squares / pixels;
   p.grad_absolute = stored * of_absolute / pixels;

@@ -154,11 +154,6 @@ SSIM_INLINE T* plane(const Image& image, int64_t n, int64_t c) {
   return static_cast<T*>(image.data) + n * image.stride_n + c * image.stride_c;
 }
 
-template <typename A>
-SSIM_INLINE A finite_or_zero(A x) {
-  return x - x == A{} ? x : A{};
-}
-
 // ---- scratch ----
 
 // the four maps that are filtered; the derivatives by them go by the same names
@@ -476,32 +471,29 @@ class Item {
     return stride == 1 || (kHasGather<T> && stride == kChannels) ? static_cast<int>(stride) : 0;
   }
 
-  // The item's centre pixel. Where every window reaches over the edge, the zeros outside make the
-  // variance large: there is nothing to gain, and a pivot would cost digits of the mean.
+  // A pixel of the item that others lie near. Where every window reaches over the edge, the zeros
+  // outside make the variance large: there is nothing to gain, and a pivot would cost digits of the
+  // mean.
   void choose_pivot() {
-    pivot_input_ = pivot_target_ = pivot_v_ = 0;
+    Pivot<A> pivot;
+    const A* mask = kGeneral && p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
     const bool is_small = p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps;
-    if (is_small && p_.mask.data == nullptr) return;
-    // not the item's slice: all slices of a gradient have one pivot
-    int64_t z = p_.d / 2;
-    int64_t y = smaller((y0_ + y1_) / 2, p_.h - 1), x = smaller((x0_ + x1_) / 2, p_.w - 1);
-    const auto pixel = [&](auto* image, const Image& of) {
+    const auto pixel = [](auto* image, const Image& of, int64_t z, int64_t y, int64_t x) {
       return to_arithmetic(image[z * of.stride_d + y * of.stride_h + x * of.stride_w]);
     };
-    if constexpr (kGeneral) {
-      // a masked pixel has no part in anything: one of some others
-      const A* mask = p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
-      for (int k = 1; mask != nullptr && !(pixel(mask, p_.mask) > 0); ++k) {
-        if (k == kPivotTries) return;
-        z = part_of(int64_t{0}, p_.d, k);
-        y = smaller(part_of(y0_, y1_, k), p_.h - 1);
-        x = smaller(part_of(x0_, x1_, k), p_.w - 1);
-      }
+    for (int k = 0; k < kPivotTries && (mask != nullptr || !is_small); ++k) {
+      // not the item's slice: all slices of a gradient have one pivot
+      const int64_t z = k == 0 ? p_.d / 2 : part_of(int64_t{0}, p_.d, k);
+      const int64_t y = smaller(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), p_.h - 1);
+      const int64_t x = smaller(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), p_.w - 1);
+      // a masked pixel has no part in anything
+      if (mask != nullptr && !(pixel(mask, p_.mask, z, y, x) > 0)) continue;
+      const A a = pixel(input_, p_.input, z, y, x), b = pixel(target_, p_.target, z, y, x);
+      if (pivot.offer(a, b, static_cast<A>(p_.inverse_range))) break;
     }
-    const A a = pixel(input_, p_.input), b = pixel(target_, p_.target);
-    pivot_input_ = finite_or_zero(a);
-    pivot_target_ = finite_or_zero(b);
-    pivot_v_ = finite_or_zero(a - b);
+    pivot_input_ = pivot.input;
+    pivot_target_ = pivot.target;
+    pivot_v_ = pivot.input - pivot.target;
   }
 
   // ---- pixels ----

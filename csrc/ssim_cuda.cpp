@@ -113,8 +113,7 @@ struct Loss {
     double count = 1;  // of what a value is the mean
     if (reduction.is_mean) count = call.plane_windows() * call.planes();
     if (reduction.is_plane) count = call.plane_windows();
-    // gradients of a mean would underflow
-    if (reduction.is_mean && call.input.scalar_type() == ScalarType::Half) out.multiplied = count;
+    out.multiplied = reduction.stored_for(call.input, count);
     out.parts = &parts;
     out.value = reduction.is_plane ? nullptr : &value;
     out.value_scale = 1 / count;

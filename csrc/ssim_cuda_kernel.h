@@ -488,27 +488,25 @@ class Block {
     return c;
   }
 
-  // The tile's centre pixel, taken away from all of it: bright flat areas keep their digits. Where
-  // every window sees the zeros over the edge there is nothing to gain.
+  // A pixel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
+  // window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
-    c.pivot_input = c.pivot_target = c.pivot_v = A(0);
-    if (!has_mask() && (g_.h <= halo_y() || g_.w <= halo_x())) return;
-    int y = least((y0_ + y1_) / 2, g_.h - 1), x = least((x0_ + x1_) / 2, g_.w - 1) - column_x;
-    if (has_mask()) {  // a masked pixel has no part in anything: one of some others
-      for (int k = 1; !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0)); ++k) {
-        if (k == kPivotTries) return;
-        y = least(part_of(y0_, y1_, k), g_.h - 1);
-        x = least(part_of(x0_, x1_, k), g_.w - 1) - column_x;
-      }
+    Pivot<A> pivot;
+    const bool is_large = g_.h > halo_y() && g_.w > halo_x();
+#pragma unroll 1
+    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
+      const int y = least(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), g_.h - 1);
+      const int x = least(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), g_.w - 1) - column_x;
+      // a masked pixel has no part in anything
+      if (has_mask() && !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0))) continue;
+      const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
+      const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
+      if (pivot.offer(a, b, p_.inverse_range)) break;
     }
-    const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
-    const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
-    c.pivot_input = finite_or_zero(a * p_.inverse_range);
-    c.pivot_target = finite_or_zero(b * p_.inverse_range);
-    c.pivot_v = finite_or_zero((a - b) * p_.inverse_range);
+    c.pivot_input = pivot.input * p_.inverse_range;
+    c.pivot_target = pivot.target * p_.inverse_range;
+    c.pivot_v = (pivot.input - pivot.target) * p_.inverse_range;
   }
-
-  SSIM_DEVICE static A finite_or_zero(A x) { return x - x == A(0) ? x : A(0); }
 
   // for the other threads; the last is that of u
   SSIM_DEVICE void leave_pivots(int slot, const Column& c) {

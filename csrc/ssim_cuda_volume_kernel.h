@@ -291,43 +291,33 @@ class VolumeBlock {
 
   // ---- pixels ----
 
-  // The tile's centre voxel, taken away from all of it: bright flat areas keep their digits. Where
-  // every window sees the zeros over the edge there is nothing to gain.
+  // A voxel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
+  // window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots() {
-    A a = A(0), b = A(0);
+    Pivot<A> pivot;
     const bool is_large =
         g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX];
-    if (is_large || has_mask()) {
-      int centre[3];
+#pragma unroll 1
+    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
+      int at[3];
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
+        const int begin = place_->begin[axis], end = place_->end[axis];
         // a window of 'valid' padding starts where it is counted
         const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
-        centre[axis] =
-            least((place_->begin[axis] + place_->end[axis]) / 2 + ahead, g_.size[axis] - 1);
+        at[axis] =
+            least(k == 0 ? (begin + end) / 2 + ahead : part_of(begin, end, k), g_.size[axis] - 1);
       }
-      bool is_seen = true;
-      if (has_mask()) {  // a masked voxel has no part in anything: one of some others
-        is_seen = seen(centre[kZ], centre[kY], centre[kX]) > A(0);
-        for (int k = 1; k < kPivotTries && !is_seen; ++k) {
-#pragma unroll
-          for (int axis = 0; axis < 3; ++axis) {
-            centre[axis] =
-                least(part_of(place_->begin[axis], place_->end[axis], k), g_.size[axis] - 1);
-          }
-          is_seen = seen(centre[kZ], centre[kY], centre[kX]) > A(0);
-        }
-      }
-      if (is_seen) {
-        a = to_arithmetic(input()[offset(p_.input_stride, centre[kZ], centre[kY], centre[kX])]);
-        b = to_arithmetic(target()[offset(p_.target_stride, centre[kZ], centre[kY], centre[kX])]);
-      }
+      // a masked voxel has no part in anything
+      if (has_mask() && !(seen(at[kZ], at[kY], at[kX]) > A(0))) continue;
+      const A a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
+      const A b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
+      if (pivot.offer(a, b, p_.inverse_range)) break;
     }
-    pivots_[0] = finite_or_zero(a);
-    pivots_[1] = finite_or_zero(b);
-    pivots_[2] = finite_or_zero(a - b);
+    pivots_[0] = pivot.input;
+    pivots_[1] = pivot.target;
+    pivots_[2] = pivot.input - pivot.target;
   }
-  SSIM_DEVICE static A finite_or_zero(A x) { return x - x == A(0) ? x : A(0); }
   SSIM_DEVICE A pivot_u() const { return (pivots_[0] + pivots_[1]) * p_.inverse_range; }
   SSIM_DEVICE A pivot_v() const { return pivots_[2] * p_.inverse_range; }
 

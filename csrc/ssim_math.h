@@ -29,13 +29,32 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
-// Where a pivot is looked for while the pixel is masked: at the centre of a tile, then after one
-// sixteenth of it, two ... fifteen, along a diagonal.
+// Where a pivot is looked for: at the centre of a tile, then after one sixteenth of it, two ...
+// fifteen, along a diagonal.
 constexpr int kPivotTries = 16;
 template <typename Int>
 SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {
   return begin + static_cast<Int>(static_cast<long long>(end - begin) * k / kPivotTries);
 }
+
+// The pixel that is taken away from all of a tile: the first that is finite and not far out of the
+// data range. One that is, a highlight or a mark for "nothing here", would take the digits of all
+// others with it; where there are no other ones, the least takes fewest.
+template <typename T>
+struct Pivot {
+  T input = T(0), target = T(0);  // in the images' units
+  T size = T(1e38);               // of the larger
+
+  // whether there is nothing to look for any more
+  SSIM_HOST_DEVICE bool offer(T a, T b, T inverse_range) {
+    const T size_a = a < T(0) ? -a : a, size_b = b < T(0) ? -b : b;
+    if (!(size_a < size && size_b < size)) return false;
+    input = a;
+    target = b;
+    size = size_a > size_b ? size_a : size_b;
+    return size * inverse_range < T(1.25);  // a network may overshoot a little
+  }
+};
 
 // derivatives of delta by the four filtered maps; the squares' carry the 2 of d(u^2) = 2 u du
 template <typename T>
@@ -141,12 +160,11 @@ SSIM_HOST_DEVICE Derivatives<T> derivatives_from(const Terms<T>& t, const Moment
 // Of 1 - SSIM. By the quotient rule, with C = a - p/2 and D = b - q/2,
 //     d/dq =  b C / (A B^2)      d/db = -q C / (A B^2)
 //     d/dp =  a D / (A^2 B)      d/da = -p D / (A^2 B)
-// and through V = E - m^2 to the filtered maps.
+// and through V = E - m^2 to the filtered maps. 1 / (A B)^2 would leave float32's range.
 template <typename T>
 SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, T half) {
-  const T r_sq = t.r * t.r;
-  const T contrast = (t.a - half * t.p) * t.A * r_sq;   // C / (A B^2)
-  const T luminance = (t.b - half * t.q) * t.B * r_sq;  // D / (A^2 B)
+  const T contrast = (t.a - half * t.p) * (t.A * t.r) * t.r;   // C / (A B^2)
+  const T luminance = (t.b - half * t.q) * (t.B * t.r) * t.r;  // D / (A^2 B)
   return derivatives_from(t, m, contrast, luminance);
 }
 
@@ -166,9 +184,9 @@ SSIM_HOST_DEVICE T delta(const Terms<T>& t, Kind kind, T one) {
 template <typename T>
 SSIM_HOST_DEVICE Derivatives<T> derivatives(const Terms<T>& t, const Moments<T>& m, Kind kind,
                                             T half, T one) {
-  const T r_sq = t.r * t.r, zero = one - one;
-  if (kind == Kind::contrast) return derivatives_from(t, m, t.A * t.A * r_sq, zero);
-  if (kind == Kind::luminance) return derivatives_from(t, m, zero, t.B * t.B * r_sq);
+  const T over_A = t.B * t.r, over_B = t.A * t.r, zero = one - one;
+  if (kind == Kind::contrast) return derivatives_from(t, m, over_B * over_B, zero);
+  if (kind == Kind::luminance) return derivatives_from(t, m, zero, over_A * over_A);
   Derivatives<T> d = derivatives(t, m, half);
   if (kind == Kind::nonnegative) {
     const auto clamped = delta(t) > one;

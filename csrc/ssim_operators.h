@@ -161,6 +161,16 @@ struct Reduction {
     weights = {term_weights[0], term_weights[1], term_weights[2]};
   }
 
+  // Gradients of float16 images are stored for the sum instead of the mean, whose share of one window
+  // may be below its smallest number, and for weights of at most 1, as more may be above its largest.
+  // By how much they are more (or less) than those that are asked for:
+  double stored_for(const Tensor& images, double windows) const {
+    if (!is_mean || images.scalar_type() != ScalarType::Half) return 1;
+    const double largest =
+        std::max({std::fabs(weights.map), std::fabs(weights.squares), std::fabs(weights.absolute)});
+    return windows / (largest > 0 ? largest : 1);
+  }
+
   // shape of the value
   Shape shape(const Tensor& images) const {
     if (is_plane) return {images.size(0), images.size(1)};

@@ -125,7 +125,8 @@ def _differentiable_gradients(
 ) -> tuple:
     """Gradients by way of the reference, themselves differentiable."""
     # torch.func's wrappers, whose transform has ended, require no gradient any more
-    images = [torch._C._functorch.unwrap_if_dead(image) for image in request[:2]]
+    pair = (request.input, request.target)
+    images = [torch._C._functorch.unwrap_if_dead(image) for image in pair]
     wanted = [image for image, needed in zip(images, needs) if needed]
 
     def values_of(*wanted: Tensor) -> tuple[Tensor, ...]:
@@ -137,14 +138,15 @@ def _differentiable_gradients(
     given = [grad for grad in grads if grad is not None]
     with torch.enable_grad():
         if torch._C._are_functorch_transforms_active() or not all(w.requires_grad for w in wanted):
-            values, pull_back = torch.func.vjp(values_of, *wanted)
+            values, pull_back, *_ = torch.func.vjp(values_of, *wanted)
             found = pull_back(tuple(grad.to(value.dtype) for value, grad in zip(values, given)))
         else:
             # fresh graph nodes: input and target may be one tensor, or derive from each other
             wanted = [image.view_as(image) for image in wanted]
             # a pooled target does not depend on the input
             pairs = [pair for pair in zip(values_of(*wanted), given) if pair[0].requires_grad]
-            values, given = zip(*((value, grad.to(value.dtype)) for value, grad in pairs))
+            values = tuple(value for value, _ in pairs)
+            given = [grad.to(value.dtype) for value, grad in pairs]
             found = torch.autograd.grad(values, wanted, given, create_graph=True)
     made = iter(found)
     return tuple(next(made) if needed else None for needed in needs[:2])
@@ -233,9 +235,11 @@ class _ScalarLoss(torch.autograd.Function):
         if ctx.term_weights:
             grad_value = grad_value[0]  # of the sum alone
         if input.dtype == torch.float16 and settings.reduction == "mean":
-            # float16's gradients are stored for the sum, see csrc/ssim_cpu.cpp
+            # as Reduction::stored_for() in csrc/ssim_operators.h has stored them
+            largest = max(map(abs, ctx.term_weights), default=1.0) or 1.0
             planes = input.shape[0] * input.shape[1]
-            grad_value = grad_value / (planes * _windows(Request(input, target, settings)))
+            windows = planes * _windows(Request(input, target, settings))
+            grad_value = grad_value * (largest / windows)
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
         last = _may_write_to_saved(ctx, grad_value)
         if last and _is_one(grad_value):

@@ -27,21 +27,45 @@ from ._multiscale import compute_multiscale, halve
 from ._request import ReducedLoss, Request, accumulate_dtype
 from ._terms import differences, weighted_sum
 
+# where a pivot is looked for: the centre first, then along a diagonal
+_PIVOT_PLACES = (0.5, 0.125, 0.25, 0.375, 0.625, 0.75, 0.875)
 
-def _pivot(image: Tensor, settings: Settings, mask: Tensor | None) -> Tensor:
-    """The centre pixel of each plane, (N, C, 1, ...): a constant that keeps flat areas accurate."""
-    size = image.shape[2:]
-    pixel, seen = image.detach(), mask
-    for axis, length in enumerate(size, start=2):
-        pixel = pixel.narrow(axis, length // 2, 1)
-        seen = None if seen is None else seen.narrow(axis, length // 2, 1)
-    taps = settings.taps(len(size))
-    if any(length < count for length, count in zip(size, taps)):
-        return torch.zeros_like(pixel)  # every window holds zeros from outside: nothing to gain
-    takes_part = torch.isfinite(pixel)
-    if seen is not None:
-        takes_part = takes_part & (seen > 0)
-    return torch.where(takes_part, pixel, torch.zeros_like(pixel))
+
+def _pivots(
+    input: Tensor, target: Tensor, settings: Settings, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A pixel of each plane, (N, C, 1, ...): constants that keep flat areas accurate.
+
+    The first that is seen, finite and not far out of the data range, else the least: a highlight or
+    a mark for "nothing here" would take the digits of all others with it.
+    """
+    size = input.shape[2:]
+    nothing = input.new_zeros(())
+    if any(length < count for length, count in zip(size, settings.taps(len(size)))):
+        # every window holds zeros from outside: nothing to gain
+        return nothing, nothing
+
+    def pixels(image: Tensor) -> Tensor:
+        found = []
+        for place in _PIVOT_PLACES:
+            pixel = image.detach()
+            for axis, length in enumerate(size, start=2):
+                pixel = pixel.narrow(axis, int(place * length), 1)
+            found.append(pixel)
+        return torch.cat(found, dim=2)
+
+    a, b = pixels(input), pixels(target)
+    distance = torch.maximum(a.abs(), b.abs()).clamp(min=1.25 * settings.data_range)
+    is_candidate = torch.isfinite(distance)
+    if mask is not None:
+        is_candidate = is_candidate & (pixels(mask) > 0)
+    distance = torch.where(is_candidate, distance, torch.inf)
+    nearest = distance.argmin(dim=2, keepdim=True)
+    takes_part = is_candidate.any(dim=2, keepdim=True)
+    pivot_input, pivot_target = (
+        torch.where(takes_part, image.gather(2, nearest), nothing) for image in (a, b)
+    )
+    return pivot_input, pivot_target
 
 
 def _form(settings: Settings, a: Tensor, b: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -66,9 +90,8 @@ def loss_map(request: Request) -> Tensor:
         )
     scale = 1.0 / settings.data_range
     difference = input - target  # exact for images that are near each other
-    pivot_input = _pivot(input, settings, mask)
-    pivot_target = _pivot(target, settings, mask)
-    pivot_v = _pivot(difference, settings, mask)
+    pivot_input, pivot_target = _pivots(input, target, settings, mask)
+    pivot_v = pivot_input - pivot_target
     # what lies outside is 0, or, where there is a mask, not seen
     u = (pad(input, settings) - pivot_input + (pad(target, settings) - pivot_target)) * scale
     v = (pad(difference, settings) - pivot_v) * scale

@@ -31,6 +31,21 @@ def grain(low, high):
     return low + (high - low) * torch.rand(SHAPE, generator=generator, dtype=torch.float64)
 
 
+def highlight():
+    x, y = noisy(natural(), 0.05)
+    x = x.clone()
+    x[..., SHAPE[2] // 2, SHAPE[3] // 2] = 1000
+    return x, y, 1.0
+
+
+def depth_with_a_mark_for_unknown():
+    x, y = noisy(1 + 5 * natural(), 0.05)
+    x = x.clone()
+    for depth in (x, y):
+        depth[..., 100:150, 130:190] = 1e4
+    return x, y, 6.0
+
+
 # name -> two pictures, data range
 FAMILIES = {
     "natural, noise 0.05": lambda: (*noisy(natural(), 0.05), 1.0),
@@ -40,6 +55,8 @@ FAMILIES = {
     "flat, noise 1e-4": lambda: (*noisy(grain(0.60, 0.61), 1e-4), 1.0),
     "0..255, noise 1e-4": lambda: (*noisy(255 * natural(), 255e-4), 255.0),
     "offset 1000": lambda: (*noisy(1000 + natural(), 0.05), 1.0),
+    "a highlight in the centre": highlight,
+    "depth, unknown in the centre": depth_with_a_mark_for_unknown,
     "anti-correlated": lambda: (natural(), 1 - natural(), 1.0),
 }
 
@@ -89,6 +106,21 @@ def test_identical_is_zero_and_the_map_never_above_one(path, offset):
 def test_constant_pictures(path, value):
     x = torch.full((1, 1, 20, 20), value)
     assert PATHS[path].ssim_loss(x, x.clone()).item() == 0.0
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("scale", "k"), [(1.0, 1.5e-5), (1e8, 0.01)], ids=["small k", "far out"])
+def test_gradients_where_products_of_denominators_leave_float32s_range(path, scale, k):
+    x = scale * pictures((1, 1, 48, 64))[0]
+    x[..., :32] = 0
+    y = x.clone()
+    y[..., 40:] += 0.1 * scale
+    grads = []
+    for module, image in ((PATHS[path], x), (reference, x.double())):
+        image.requires_grad_()
+        loss = module.ssim_loss(image, y.to(image.dtype), k1=k, k2=k)
+        grads.append(torch.autograd.grad(loss, image)[0])
+    assert relative_error(*grads) < 2e-5
 
 
 def test_the_usual_form_would_fail():

@@ -206,6 +206,15 @@ def test_what_is_masked_changes_no_bit(native, task, bad):
         assert not found[2][mask == 0].any()
 
 
+@pytest.mark.parametrize("cut", [("streaming", 1, 1, 1), ("tile", 2, 1, 1), ("any", 1, 1, 1)])
+def test_a_highlight_is_no_pivot(native, cut):
+    """All other pixels would lose their digits to it; nor where all are out of the data range."""
+    for offset in (0, 10):
+        x, y = (offset + image for image in pictures((1, 1, 32, 40)))
+        x[0, 0, 16, 10::10] = 1000  # the centres, also of two tiles
+        cuda_emulator.check(native, "gradient", x, y, (11, 1.5), cut=cut)
+
+
 @pytest.mark.parametrize("seen", ["around the centre", "left", "below"])
 def test_bright_masked_images_keep_their_digits(native, seen):
     """Also those that are smaller than the window: the zeros around them are not seen."""
@@ -285,10 +294,9 @@ def test_terms_of_flat_pictures(native, task):
 
 def test_terms_of_small_differences(native):
     """Of a pixel's x - y nothing is lost to the pivot, which is far larger here."""
-    x, _ = pictures((1, 1, 32, 40))
-    sign = torch.where(torch.rand(x.shape) < 0.5, -1.0, 1.0)
-    y = x + 1e-6 * sign
-    y[0, 0, 16, 20] += 100  # the centre pixel
+    x = 1e-3 * pictures((1, 1, 32, 40))[0]
+    y = x + 1e-8 * torch.where(torch.rand(x.shape) < 0.5, -1.0, 1.0)
+    y[0, 0, 16, 20] += 1  # the centre pixel
     for cut in (("streaming", 1, 1, 1), ("tile", 2, 1, 1), ("any", 1, 1, 1)):
         window = (7, 1.5) if cut[0] == "any" else (11, 1.5)
         how = {"term_weights": (0.0, 0.0, 1.0), "cut": cut}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tables import pictures
+from tables import pictures, relative_error
 from torch import func
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -260,6 +260,18 @@ def test_float16_gradient_of_a_mean_does_not_underflow():
     (reference.ssim_loss(true, y.double()) * scale).backward()
     error = (half.grad.double() - true.grad).norm() / true.grad.norm()
     assert error < 2**-9
+
+
+def test_float16_gradient_of_heavy_terms_does_not_overflow():
+    x, y = pictures((1, 3, 64, 64), torch.float16)
+    grads = []
+    for dtype in (torch.float16, torch.float64):
+        image = x.detach().to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            loss = ssim_fused.image_loss(image, y.to(dtype), ssim=1.0, mse=1e6)
+        loss.backward()
+        grads.append(image.grad)
+    assert relative_error(*grads) < 1e-2
 
 
 @native

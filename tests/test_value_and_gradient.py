@@ -205,7 +205,7 @@ def test_nan_and_infinity_stay_in_their_windows():
     x, y = pictures((1, 1, 60, 60))
     for bad in (float("nan"), float("inf"), -float("inf")):
         broken = x.clone()
-        broken[0, 0, 30, 30] = bad  # the centre: the pixel that serves as pivot
+        broken[0, 0, 30, 30] = bad  # the centre: the pixel that would serve as pivot
         assert torch.isnan(ssim_fused.ssim_loss(broken, y))
         loss = ssim_fused.ssim_loss(broken, y, reduction="none")
         hit = torch.zeros(60, 60, dtype=torch.bool)

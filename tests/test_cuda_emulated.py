@@ -206,13 +206,9 @@ def test_what_is_masked_changes_no_bit(native, task, bad):
         assert not found[2][mask == 0].any()
 
 
-@pytest.mark.parametrize("cut", [("streaming", 1, 1, 1), ("tile", 2, 1, 1), ("any", 1, 1, 1)])
+@pytest.mark.parametrize("cut", cuda_emulator.HIGHLIGHT_CUTS, ids=str)
 def test_a_highlight_is_no_pivot(native, cut):
-    """All other pixels would lose their digits to it; nor where all are out of the data range."""
-    for offset in (0, 10):
-        x, y = (offset + image for image in pictures((1, 1, 32, 40)))
-        x[0, 0, 16, 10::10] = 1000  # the centres, also of two tiles
-        cuda_emulator.check(native, "gradient", x, y, (11, 1.5), cut=cut)
+    cuda_emulator.check_highlight(native, cut)
 
 
 @pytest.mark.parametrize("seen", ["around the centre", "left", "below"])

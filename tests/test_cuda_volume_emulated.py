@@ -194,9 +194,7 @@ def test_a_pivot_keeps_the_digits_of_a_bright_volume(native):
 
 
 def test_a_highlight_is_no_pivot(native):
-    x, y = volumes((1, 1, 16, 16, 16))
-    x[0, 0, :, 8, 8] = 1000  # the centres of all tiles
-    check(native, "gradients", x, y, FAST)
+    volume.check_highlight(native)
 
 
 def test_nan_stays_in_its_windows(native):

@@ -290,6 +290,17 @@ QUICK_WINDOWS = [((11, 1.5), (11, 2.5)), ((7, 1.5), (5, 1.0))]
 TERMS = (0.7, 20.0, 0.5)  # each has a share in value and gradient that no tolerance hides
 
 
+HIGHLIGHT_CUTS = [("streaming", 1, 1, 1), ("tile", 2, 1, 1), ("any", 1, 1, 1)]
+
+
+def check_highlight(native, cut) -> None:
+    """It is no pivot: all others would lose their digits to it, also where all are far out."""
+    for offset in (0, 10):
+        x, y = (offset + image for image in pictures((1, 1, 32, 40)))
+        x[0, 0, 16, 10::10] = 1000  # the centres, also of two tiles
+        check(native, "gradient", x, y, (11, 1.5), cut=cut)
+
+
 def check_unpool(native, shape, offset, dtype=torch.float32, in_place=False) -> None:
     """The way back through a halving, against float64; without a gradient of the half, too."""
     n, c, h, w = shape
@@ -319,6 +330,10 @@ def quick_checks(native) -> None:
                 wide[..., ::2] = y
                 how = ("any", *cut[1:]) if cut and window[0][0] != 11 else cut
                 check(native, task, x, wide[..., ::2], window, cut=how)
+                if task == "gradient" and min(shape[2:]) >= 11:
+                    check(native, task, x, y, window, True, cut=how)
+    for cut in HIGHLIGHT_CUTS:
+        check_highlight(native, cut)
     quick_extra_checks(native)
     for offset in ((0, 0), (1, 1)):
         check_unpool(native, (2, 2, 5, 7), offset)

@@ -155,6 +155,14 @@ def quick_checks(native) -> None:
                 valid = cut is not None and task == "gradients"
                 check(native, task, x, wide[..., ::2], taps, valid, cut=blocks)
         quick_extra_checks(native, task)
+    check_highlight(native)
+
+
+def check_highlight(native) -> None:
+    """It is no pivot: all other voxels would lose their digits to it."""
+    x, y = volumes((1, 1, 16, 16, 16))
+    x[0, 0, :, 8, 8] = 1000  # the centres of all tiles
+    check(native, "gradients", x, y)
 
 
 def quick_extra_checks(native, task) -> None:

@@ -118,6 +118,7 @@ def compare(
     """
     from PIL import Image
 
+    from .evaluation.outputs import OutputsError, check_apart, check_no_pictures
     from .evaluation.pairs import PairsError, find_pairs
     from .evaluation.ranks import Ranks
     from .evaluation.report import MOST_ROWS
@@ -132,7 +133,9 @@ def compare(
     settings = _settings(data_range, padding, ms_ssim, max_pixels)
     try:
         pairs = find_pairs(input, target)
-    except PairsError as error:
+        check_apart(_given(csv, json, parquet, html), _given(input, target))
+        check_no_pictures(_given(csv, json, parquet, html))
+    except (PairsError, OutputsError) as error:
         raise click.UsageError(str(error)) from None
     Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; pictures.py has that of the settings
     outcome, ranks = Outcome(MOST_ROWS if html else _NAMED), Ranks()
@@ -149,11 +152,18 @@ def compare(
     finally:
         ranks.close()
     if ranks.rank == 0:
+        summary = outcome.summary
+        if not (summary.compared or summary.failed or outcome.failures or outcome.interrupted):
+            outcome.failures.append(f"{input}: no pair was compared")
         if html is not None:
             _write_page(html, outcome, settings, html_pairs)
         _report(outcome, quiet)
         _report_below(outcome.summary.similarities, fail_under)
     sys.exit(_exit_code(outcome, fail_under))
+
+
+def _given(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
 
 
 def _settings(
@@ -293,11 +303,15 @@ def video(
     --fail-under is for the worst frame. Needs the extra video.
     """
     require("video", "av", "matplotlib")
-    from .evaluation.outputs import Files, cannot_write
+    from .evaluation.outputs import Files, OutputsError, cannot_write, check_apart
     from .evaluation.video import FRAME_FIELDS, Course, Video, VideoError, compare_videos
     from .evaluation.writers import CsvWriter, JsonWriter
 
     settings = _settings(data_range, padding, ms_ssim, max_pixels)
+    try:
+        check_apart(_given(csv, json, plot), (input, target))
+    except OutputsError as error:
+        raise click.UsageError(str(error)) from None
     if threads is not None:
         import torch
 

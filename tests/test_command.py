@@ -17,12 +17,15 @@ pytest.importorskip("click")
 pytest.importorskip("imagecodecs")
 pytest.importorskip("pyarrow")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from click.testing import CliRunner
 from evaluation_tables import picture, save, save_pairs
 
 from ssim_fused import command
 from ssim_fused.evaluation import run as running
 from ssim_fused.evaluation import writers
+from ssim_fused.evaluation.pairs import Pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 START = "from ssim_fused.command import main; main()"
@@ -160,6 +163,55 @@ def test_wrong_usage(words, message):
     done = call(*words)
     assert done.exit_code == command.USAGE
     assert message in done.stderr
+
+
+def two_lists(folder):
+    """The pairs of a/ and b/ as CSV and as Parquet, and another name of the former."""
+    names = [f"{i:02}.png" for i in range(2)]
+    (folder / "l.csv").write_text("".join(f"a/{name},b/{name}\n" for name in names))
+    columns = {"input": [f"a/{name}" for name in names], "target": [f"b/{name}" for name in names]}
+    pq.write_table(pa.table(columns), folder / "l.parquet")
+    (folder / "link.csv").symlink_to("l.csv")
+    os.link(folder / "l.csv", folder / "hard.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("l.csv --csv l.csv", "l.csv"),
+        ("l.csv --csv ./l.csv --resume", "l.csv"),
+        ("l.csv --json link.csv", "l.csv"),
+        ("link.csv --html l.csv", "l.csv"),
+        ("l.csv --json hard.csv", "l.csv"),
+        ("l.parquet --parquet l.parquet", "l.parquet"),
+        ("l.csv --csv a/00.png", "a/00.png"),
+        ("a b --json b/01.png", "b/01.png"),
+        ("a/00.png b/00.png --html b/00.png", "b/00.png"),
+        ("l.csv --csv r --json r", "r"),
+        ("l.csv --csv r --html ./r", "r"),
+        ("l.csv --parquet r --csv r.part", "r"),
+        ("l.csv --csv r --json r.rank1", "r"),
+    ],
+)
+def test_an_output_that_would_destroy_a_file_is_refused(tmp_path, monkeypatch, words, lost):
+    save_pairs(tmp_path, 2)
+    two_lists(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    done = call("compare", *words.split())
+    assert done.exit_code == command.USAGE
+    assert "destroy" in done.stderr
+    assert lost in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert call("compare", "l.csv", "--csv", "/dev/null", "--json", "/dev/null").exit_code == 0
+
+
+def test_a_list_that_has_become_empty_is_named(monkeypatch):
+    pairs = Pairs([], 1)
+    monkeypatch.setattr("ssim_fused.evaluation.pairs.find_pairs", lambda *paths: pairs)
+    done = call("compare", "l.csv")
+    assert done.exit_code == command.INCOMPLETE
+    assert done.stderr.splitlines()[-1] == "l.csv: no pair was compared"
 
 
 # ---- resuming ----

@@ -166,6 +166,15 @@ def test_what_cannot_be_written_is_named(tmp_path, videos):
     assert len((tmp_path / "r.json").read_text().splitlines()) == 12
 
 
+@pytest.mark.parametrize("option", ["--csv", "--json", "--plot"])
+def test_an_output_that_is_an_input_is_refused(videos, option):
+    before = videos[1].read_bytes()
+    done = call("video", *videos, option, videos[1])
+    assert done.exit_code == command.USAGE
+    assert f"would destroy {videos[1]}" in done.stderr
+    assert videos[1].read_bytes() == before
+
+
 def test_few_frames_are_ahead(tmp_path):
     video = Video(write(tmp_path / "long.mkv", frames(40)), 10**6)
     before = threading.active_count()

@@ -3,17 +3,65 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .compare import Result
+from .pictures import holds_picture
 from .writers import Writer
 
 _WRITE_EVERY = 0.5  # seconds
 _WRITE_MOST = 1024  # results
 
+# ends the names of what a run makes beside an output: parts of ranks, journals, what replaces it
+_BESIDE = r"(\.rank\d+)?(\.new)?(\.part|\.table)?"
+
 Outputs = dict[str, Path]  # by kind: "csv", "json", "parquet"
+
+
+class OutputsError(ValueError):
+    """An output that would take the place of an input or of another output: which."""
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Neither an output nor what is made beside it is an input or another output.
+
+    Raises:
+        OutputsError: two are the same file.
+    """
+    outputs = list(outputs)
+    for i, path in enumerate(outputs):
+        for other in (*inputs, *outputs[:i], *outputs[i + 1 :]):
+            if _same(path, other) or _beside(path, other):
+                raise OutputsError(f"{path}: what is written there would destroy {other}")
+
+
+def check_no_pictures(outputs: Iterable[Path]) -> None:
+    """No output is a picture, whatever folder or list may name it as an input.
+
+    Raises:
+        OutputsError: one is.
+    """
+    for path in filter(holds_picture, outputs):
+        raise OutputsError(f"{path}: is a picture, which results would destroy")
+
+
+def _same(path: Path, other: Path) -> bool:
+    """One file, by a link or another name, too. Devices and pipes keep nothing that is lost."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return False
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def _beside(path: Path, other: Path) -> bool:
+    folder, other_folder = (os.path.realpath(place.parent) for place in (path, other))
+    named = re.fullmatch(re.escape(path.name) + _BESIDE, other.name)
+    return folder == other_folder and other.name != path.name and named is not None
 
 
 class Files:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".npy")
 MAX_PIXELS = 178_956_970  # from here on Pillow, too, refuses
 _MOST_CHANNELS = 4
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8"
+_NPY_START = b"\x93NUMPY"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's modes that have the same meaning in numpy; others are converted
 _PILLOW_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "F")
@@ -62,21 +65,36 @@ def data_range(picture: np.ndarray) -> float:
     return float(np.iinfo(picture.dtype).max)
 
 
-def _read(path: Path, max_pixels: int) -> np.ndarray:
+def holds_picture(path: Path) -> bool:
+    """Whether there is a file that begins as a picture does."""
+    try:
+        return _reader(path) is not None
+    except (OSError, PictureError):
+        return False
+
+
+def _reader(path: Path) -> Callable[[Path, int], np.ndarray] | None:
+    """What reads a file of this kind, told by its first bytes; None for no picture."""
     if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may never end
         raise PictureError("is not a file")
     with path.open("rb") as file:
         start = file.read(12)
-    if start.startswith(b"\x93NUMPY"):
-        return _read_npy(path, max_pixels)
+    if start.startswith(_NPY_START):
+        return _read_npy
     if start.startswith(_TIFF_STARTS):
-        return _read_tiff(path, max_pixels)
-    content = path.read_bytes()
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _read_png(content, max_pixels)
-    if start.startswith(b"\xff\xd8") or (start.startswith(b"RIFF") and start[8:] == b"WEBP"):
-        return _read_pillow(content, max_pixels)
-    raise PictureError("is not a PNG, JPEG, TIFF, WebP or NPY file")
+        return _read_tiff
+    if start.startswith(_PNG_START):
+        return _read_png
+    if start.startswith(_JPEG_START) or (start.startswith(b"RIFF") and start[8:] == b"WEBP"):
+        return _read_pillow
+    return None
+
+
+def _read(path: Path, max_pixels: int) -> np.ndarray:
+    read = _reader(path)
+    if read is None:
+        raise PictureError("is not a PNG, JPEG, TIFF, WebP or NPY file")
+    return read(path, max_pixels)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -106,18 +124,21 @@ def _read_tiff(path: Path, max_pixels: int) -> np.ndarray:
             picture = page.asarray()
             planar = picture.ndim == 3 and page.axes[0] == "S"
             return np.moveaxis(picture, 0, -1) if planar else picture
-    return _read_pillow(path.read_bytes(), max_pixels)
+    return _read_pillow(path, max_pixels)
 
 
-def _read_png(content: bytes, max_pixels: int) -> np.ndarray:
+def _read_png(path: Path, max_pixels: int) -> np.ndarray:
     # libpng by way of imagecodecs takes half of Pillow's time, and keeps 16 bits of a colour
-    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    _check_size(width, height, max_pixels)
+    with path.open("rb") as file:
+        header = file.read(24)
+        width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
+        _check_size(width, height, max_pixels)
+        content = header + file.read()
     return imagecodecs.png_decode(content)
 
 
-def _read_pillow(content: bytes, max_pixels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(content), "r", _PILLOW_FORMATS) as image:
+def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
+    with Image.open(path, "r", _PILLOW_FORMATS) as image:
         _check_size(*image.size, max_pixels)
         frames = getattr(image, "n_frames", 1)
         if frames != 1 and image.format != "MPO":

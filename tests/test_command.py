@@ -25,7 +25,10 @@ from evaluation_tables import picture, save, save_pairs
 from ssim_fused import command
 from ssim_fused.evaluation import run as running
 from ssim_fused.evaluation import writers
-from ssim_fused.evaluation.pairs import Pairs
+from ssim_fused.evaluation.compare import Settings
+from ssim_fused.evaluation.pairs import Pairs, find_pairs
+from ssim_fused.evaluation.ranks import Ranks
+from ssim_fused.evaluation.session import run_session
 
 ROOT = Path(__file__).resolve().parent.parent
 START = "from ssim_fused.command import main; main()"
@@ -246,16 +249,17 @@ def test_resuming_does_what_is_missing_and_retries_errors(tmp_path, kind, monkey
     assert list(writers.read_results(kind, path)) == after
 
 
-def test_several_outputs_resume_from_what_all_have(tmp_path):
+def test_several_outputs_resume_from_what_any_has(tmp_path, monkeypatch):
     a, b = save_pairs(tmp_path, 4)
     words = ["compare", a, b, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"]
     assert call(*words).exit_code == 0
+    expected = list(writers.read_results("csv", tmp_path / "r.csv"))
     lines = (tmp_path / "r.csv").read_text().splitlines(keepends=True)
     (tmp_path / "r.csv").write_text("".join(lines[:3]) + lines[3][:20])
-    assert call(*words, "--resume").exit_code == 0
-    for kind in ("csv", "json"):
-        found = list(writers.read_results(kind, tmp_path / f"r.{kind}"))
-        assert [Path(result["input"]).name for result in found] == [f"{i:02}.png" for i in range(4)]
+    monkeypatch.setattr(running, "result_of", pytest.fail)
+    assert call(*words, "--resume", "--parquet", tmp_path / "r.parquet").exit_code == 0
+    for kind in OUTPUTS:
+        assert list(writers.read_results(kind, tmp_path / f"r.{kind}")) == expected
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,19 @@ def test_resuming_with_other_settings_is_refused(tmp_path, other):
     assert "was made with other settings" in done.stderr
     assert (tmp_path / "r.csv").read_text() == before
     assert list(tmp_path.glob("r.*")) == [tmp_path / "r.csv"]
+
+
+def test_resuming_counts_the_pairs_of_the_list_alone(tmp_path):
+    a, b = save_pairs(tmp_path, 3)
+    words = ["compare", a, b, "--csv", tmp_path / "r.csv", "--fail-under", "0.999"]
+    assert call(*words).exit_code == command.BELOW
+    for name in ("01.png", "02.png"):
+        (a / name).unlink()
+        (b / name).unlink()
+    done = call(*words, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "1 compared" in done.stdout
+    assert len(rows(tmp_path / "r.csv")) == 3
 
 
 def test_without_resume_results_are_made_anew(tmp_path):
@@ -350,6 +367,40 @@ def test_torchrun_shares_merges_and_resumes(tmp_path):
     assert len(rows(path)) == 7
     assert path.read_text().splitlines(keepends=True)[:3] == lines[:3]
     assert list(tmp_path.glob("r.*")) == [path]
+
+
+class Crashed(Ranks):
+    """The first of two processes, which is killed before it merges."""
+
+    def __init__(self):
+        self.rank, self.size = 0, 2
+
+    def agree(self, message):
+        return message
+
+    def merge(self, *arguments):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_crash_of_ranks_leaves_nothing_of_an_older_run(tmp_path, kind):
+    a, b = save_pairs(tmp_path, 4)
+    path = tmp_path / f"r.{kind}"
+    words = ["compare", a, b, OUTPUTS[kind], path]
+    call(*words)
+    for place in b.iterdir():  # other pictures by the same names
+        save(place, picture(seed=9))
+    with pytest.raises(KeyboardInterrupt):
+        run_session(
+            find_pairs(a, b), Settings(), {kind: path}, Crashed(),
+            resuming=False, threads=1, outcome=running.Outcome(), show=lambda done, total: None,
+        )  # fmt: skip
+    assert not path.exists()
+    assert call(*words, "--resume").exit_code == 0
+    found = {result["input"]: result for result in writers.read_results(kind, path)}
+    assert [found[pair.input] for pair in find_pairs(a, b).each] == [
+        running.result_of(pair, Settings()) for pair in find_pairs(a, b).each
+    ]
 
 
 def test_a_killed_table_is_resumed(tmp_path):

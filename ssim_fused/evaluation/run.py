@@ -71,54 +71,58 @@ class Outcome:
 
 
 def resume(outputs: Outputs, parts: dict[str, list[Path]], settings: Settings) -> None:
-    """Bring together what earlier runs have written in every output, less what failed.
+    """Bring together what earlier runs have written, in each of the outputs, less what failed.
 
     parts: further files of each kind, which are removed.
 
     Raises:
         ResultsError: a file holds something else, or was made with other settings.
     """
-    files = {kind: [path, *parts.get(kind, [])] for kind, path in outputs.items()}
-    common = set.intersection(*({key for key, _ in _good(k, f)} for k, f in files.items()))
-    for kind, (path, *others) in files.items():
-        if others or files_of(kind, path):
-            rewrite(kind, path, _once(kind, [path, *others], common, settings))
-        for part in others:
+    files = list(outputs.items())
+    files += [(kind, part) for kind, of_kind in parts.items() for part in of_kind]
+    if not any(files_of(kind, file) for kind, file in files):
+        return
+    for kind, path in outputs.items():
+        rewrite(kind, path, _once(files, settings))
+    for kind, of_kind in parts.items():
+        for part in of_kind:
             remove_results(kind, part)
 
 
-def _good(kind: str, files: list[Path]) -> Iterator[tuple[int, Result]]:
+def _good(kind: str, path: Path) -> Iterator[tuple[int, Result]]:
     """Results that are no errors, by key."""
-    for path in files:
-        for result in read_results(kind, path):
-            if result["error"] is None:
-                yield key_of(result["input"], result["target"]), result
+    for result in read_results(kind, path):
+        if result["error"] is None:
+            yield key_of(result["input"], result["target"]), result
 
 
-def _once(kind: str, files: list[Path], keys: set[int], settings: Settings) -> Iterator[Result]:
-    """Those of these keys, each once, if they fit the settings."""
-    rest = set(keys)
-    for key, result in _good(kind, files):
-        if key not in rest:
-            continue
-        if not settings.fit(result):
-            raise ResultsError(
-                f"{files[0]}: was made with other settings: padding {result['padding']!r}, data "
-                f"range {result['data_range']:g}, MS-SSIM {result['ms_ssim']} of "
-                f"{result['width']} x {result['height']} {result['dtype']}"
-            )
-        rest.discard(key)
-        yield result
+def _once(files: list[tuple[str, Path]], settings: Settings) -> Iterator[Result]:
+    """The first result of each pair, if it fits the settings: all kinds hold the same values."""
+    seen = set()
+    for kind, path in files:
+        for key, result in _good(kind, path):
+            if key in seen:
+                continue
+            if not settings.fit(result):
+                raise ResultsError(
+                    f"{path}: was made with other settings: padding {result['padding']!r}, data "
+                    f"range {result['data_range']:g}, MS-SSIM {result['ms_ssim']} of "
+                    f"{result['width']} x {result['height']} {result['dtype']}"
+                )
+            seen.add(key)
+            yield result
 
 
-def finished(outputs: Outputs, summary: Summary | None) -> set[int]:
-    """Keys of the pairs that resumed outputs have; the summary, if any, gets their results."""
+def finished(outputs: Outputs, pairs: Iterable[Pair], summary: Summary | None) -> set[int]:
+    """Keys of those pairs that resumed outputs have; the summary, if any, gets their results."""
+    wanted = {key_of(pair.input, pair.target) for pair in pairs}
     keys = set()
     kind, path = next(iter(outputs.items()))
-    for key, result in _good(kind, [path]):
-        keys.add(key)
-        if summary is not None:
-            summary.add(result)
+    for key, result in _good(kind, path):
+        if key in wanted:
+            keys.add(key)
+            if summary is not None:
+                summary.add(result)
     return keys
 
 

@@ -37,7 +37,7 @@ def run_session(
     if problem is not None:
         raise ResultsError(problem)
     if resuming:
-        done = finished(outputs, outcome.summary if ranks.rank == 0 else None)
+        done = finished(outputs, pairs.each, outcome.summary if ranks.rank == 0 else None)
     rest = (pair for pair in pairs.each if key_of(pair.input, pair.target) not in done)
     total = -(-max(pairs.total - len(done), 0) // ranks.size)
     count = 0
@@ -66,9 +66,10 @@ def _prepare(outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool)
         if resuming:
             resume(outputs, parts, settings)
         else:
-            for kind, of_kind in parts.items():
-                for part in of_kind:
-                    remove_results(kind, part)
+            for kind, path in outputs.items():
+                # ranks write elsewhere until they merge: what is in the output must not be resumed
+                for old in (path, *parts[kind]) if ranks.size > 1 else parts[kind]:
+                    remove_results(kind, old)
     except (ResultsError, OSError) as error:
         return str(error)
     return None

@@ -252,9 +252,10 @@ def read_results(kind: str, path: Path) -> Iterator[Result]:
 
 
 def remove_results(kind: str, path: Path) -> None:
-    """Remove what was written to a path."""
+    """Remove what was written to a path; a device or a pipe stays."""
     for file in files_of(kind, path):
-        file.unlink()
+        if file.is_file():
+            file.unlink()
 
 
 def _blocks(results: Iterable[Result]) -> Iterator[list[Result]]:

@@ -253,6 +253,7 @@ def test_equal_and_small_pictures():
         (picture(dtype=np.float32) * 255, picture(dtype=np.float32), Settings(), "data range"),
         (np.full((20, 20, 1), np.nan), np.zeros((20, 20, 1)), Settings(), "NaN"),
         (picture((5, 5)), picture((5, 5)), Settings(padding="valid"), "at least 11 x 11"),
+        (np.full((20, 20, 1), 1e200), np.zeros((20, 20, 1)), Settings(1.0), "not a number"),
     ],
 )
 def test_pairs_that_do_not_fit(tmp_path, first, second, settings, message):

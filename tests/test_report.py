@@ -115,6 +115,39 @@ def test_nothing_compared(tmp_path):
     assert held["errors"] == ["no.png: no such file"]
 
 
+NEARLY = [np.float64(1) - i * 1e-16 for i in range(4)]
+
+
+@pytest.mark.parametrize("similarities", [NEARLY, NEARLY[:1] * 3, [0.5, 0.5 + 1e-15], [-1.0, 1.0]])
+def test_a_histogram_of_nearly_equal_pairs(similarities):
+    summary = Summary()
+    summary.similarities.extend(similarities)
+    summary.compared = len(similarities)
+    held = report._histogram(summary)
+    assert sum(held["counts"]) == len(similarities)
+    assert held["edges"][0] <= min(similarities) <= max(similarities) <= held["edges"][-1]
+    assert held["edges"][-1] - held["edges"][0] >= 1e-6
+
+
+INFINITE = Settings(data_range=3e20)
+
+
+def infinite(folder):
+    """Two pictures whose MSE is too large for their type."""
+    paths = [save(folder / f"{i}.npy", picture(dtype=np.float32, seed=i) * 3e20) for i in range(2)]
+    result = result_of(Pair(*map(str, paths)), INFINITE)
+    assert result["mse"] == np.inf
+    return result
+
+
+def test_infinite_numbers_are_null(tmp_path):
+    summary = Summary()
+    summary.add(infinite(tmp_path))
+    (row,) = content(report.render(summary, INFINITE, 1, ""))["rows"]
+    assert row["mse"] is row["psnr"] is None
+    assert "ms_ssim" not in row  # not computed
+
+
 # ---- in a browser ----
 
 
@@ -183,6 +216,18 @@ def test_names_are_names(tab):
     assert HOSTILE in column(tab, 1)
     assert tab.title() == "report: SSIM report"
     assert tab.locator("#error-list").inner_text().count("alone.png: has no partner") == 1
+
+
+def test_infinite_numbers_are_called_so(browser, tmp_path):
+    summary = Summary()
+    summary.add(infinite(tmp_path))
+    path = tmp_path / "report.html"
+    report.write_report(path, summary, INFINITE, 1)
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    assert column(tab, 4) == [""]
+    assert column(tab, 5) == column(tab, 6) == ["not finite"]
+    tab.close()
 
 
 def test_a_click_shows_a_pair(tab):

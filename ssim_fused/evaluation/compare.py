@@ -129,8 +129,11 @@ def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result
                 coarse = ms_ssim(x, y, data_range=span).item()
     except ValueError as error:  # a border or window that is larger than the pictures
         raise PictureError(str(error)) from None
+    similarity = 1 - terms.ssim.item()
+    if not math.isfinite(similarity):
+        raise PictureError(f"SSIM of values this large is not a number in {input.dtype}")
     return {
-        "ssim": 1 - terms.ssim.item(),
+        "ssim": similarity,
         "ms_ssim": coarse,
         "psnr": to_psnr(terms.mse.double(), span).item(),
         "mse": terms.mse.item(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -16,9 +15,11 @@ from .compare import Result, Settings
 from .drawing import COLOURS, data_uri, draw_map, draw_picture, ssim_map
 from .pictures import read_picture
 from .summary import Summary
+from .writers import finite
 
 MOST_ROWS = 2000
 _BINS = 40
+_LEAST_SPAN = 1e-5  # of the histogram: what six digits can tell apart, far more than 40 roundings
 _STOPS = 9  # of the legend's gradient
 _SIDES = ("input", "target")
 _NUMBERS = ("ssim", "ms_ssim", "psnr", "mse", "l1")
@@ -63,7 +64,10 @@ def _histogram(summary: Summary) -> dict[str, Any]:
     """How many pairs have which SSIM, from the least to the greatest."""
     if not summary.compared:
         return {"counts": [], "edges": []}
-    counts, edges = np.histogram(np.frombuffer(summary.similarities), bins=_BINS)
+    similarities = np.frombuffer(summary.similarities)
+    low, high = similarities.min(), similarities.max()
+    more = max(0, _LEAST_SPAN - (high - low)) / 2
+    counts, edges = np.histogram(similarities, bins=_BINS, range=(low - more, high + more))
     return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
@@ -81,9 +85,7 @@ def _row(
     result: Result, settings: Settings, folders: dict[str, str], with_pictures: bool
 ) -> dict[str, Any]:
     row = {side: result[side].removeprefix(folders[side]) for side in _SIDES}
-    row |= {name: result[name] for name in _NUMBERS}
-    if row["psnr"] is not None and math.isinf(row["psnr"]):
-        row["psnr"] = None  # of equal pictures
+    row |= {name: finite(result[name]) for name in _NUMBERS if result[name] is not None}
     row["size"] = f"{result['width']} x {result['height']} x {result['channels']}"
     if with_pictures:
         row |= _pictures(result, settings)

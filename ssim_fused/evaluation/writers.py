@@ -103,10 +103,11 @@ class JsonWriter(_TextWriter):
     """An object a line; an infinite PSNR, which JSON does not have, is null."""
 
     def _line(self, result: Result) -> str:
-        return json.dumps({name: _finite(result[name]) for name in self._fields}) + "\n"
+        return json.dumps({name: finite(result[name]) for name in self._fields}) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """None in place of infinity and NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -120,7 +120,7 @@ def compare(
 
     from .evaluation.outputs import OutputsError, check_apart, check_no_pictures
     from .evaluation.pairs import PairsError, find_pairs
-    from .evaluation.ranks import Ranks
+    from .evaluation.ranks import Ranks, RanksError
     from .evaluation.report import MOST_ROWS
     from .evaluation.run import Outcome
     from .evaluation.session import run_session
@@ -138,7 +138,11 @@ def compare(
     except (PairsError, OutputsError) as error:
         raise click.UsageError(str(error)) from None
     Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; pictures.py has that of the settings
-    outcome, ranks = Outcome(MOST_ROWS if html else _NAMED), Ranks()
+    outcome = Outcome(MOST_ROWS if html else _NAMED)
+    try:
+        ranks = Ranks()
+    except RanksError as error:
+        raise click.UsageError(str(error)) from None
     _stop_gently(outcome)
     threads = threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     try:

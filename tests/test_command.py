@@ -29,6 +29,7 @@ from ssim_fused.evaluation.compare import Settings
 from ssim_fused.evaluation.pairs import Pairs, find_pairs
 from ssim_fused.evaluation.ranks import Ranks
 from ssim_fused.evaluation.session import run_session
+from ssim_fused.evaluation.summary import Summary
 
 ROOT = Path(__file__).resolve().parent.parent
 START = "from ssim_fused.command import main; main()"
@@ -369,14 +370,82 @@ def test_torchrun_shares_merges_and_resumes(tmp_path):
     assert list(tmp_path.glob("r.*")) == [path]
 
 
-class Crashed(Ranks):
-    """The first of two processes, which is killed before it merges."""
+def test_parts_of_ranks_are_told_from_other_files(tmp_path):
+    a, b = save_pairs(tmp_path, 1)
+    path = tmp_path / "r[1].csv"
+    others = ["r[1].csv.ranking-2024", "r[1].csv.rank-1", "r[1].csv.rank2x.part", "r1.csv.rank1"]
+    parts = ["r[1].csv.rank0", "r[1].csv.rank12.part"]
+    for name in (*others, *parts):
+        (tmp_path / name).touch()
+    assert Ranks().parts({"parquet": path})["parquet"] == [
+        tmp_path / "r[1].csv.rank0",
+        tmp_path / "r[1].csv.rank12",
+    ]
+    assert call("compare", a, b, "--parquet", path).exit_code == 0
+    assert {p.name for p in tmp_path.glob("r*")} == {path.name, *others}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR expected, but not set"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "'one'"),
+    ],
+)
+def test_ranks_without_torchrun_are_refused(tmp_path, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = call("compare", *save_pairs(tmp_path, 1))
+    assert done.exit_code == command.USAGE
+    assert "RANK and WORLD_SIZE" in done.stderr
+    assert message in done.stderr
+
+
+def test_ranks_wait_longer_than_a_share_takes(monkeypatch):
+    begun = {}
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda backend, **given: begun.update(given)
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Ranks()
+    assert begun["timeout"].days >= 7
+
+
+class First(Ranks):
+    """The first of two processes; the other one says what it does."""
 
     def __init__(self):
         self.rank, self.size = 0, 2
 
-    def agree(self, message):
-        return message
+    def _gathered(self, value):
+        return [value, None if value is None else (Summary(), [], False)]
+
+    def wait(self):
+        pass
+
+
+def share_of_first(pairs, outputs, ranks=None):
+    """What the first of two processes does; the other one has done its part or not."""
+    outcome = running.Outcome()
+    run_session(
+        pairs, Settings(), outputs, ranks or First(),
+        resuming=False, threads=1, outcome=outcome, show=lambda done, total: None,
+    )  # fmt: skip
+    return outcome
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_parts_on_another_node_are_named(tmp_path, kind):
+    a, b = save_pairs(tmp_path, 4)
+    path = tmp_path / f"r.{kind}"
+    outcome = share_of_first(find_pairs(a, b), {kind: path})
+    (failure,) = outcome.failures
+    assert failure.startswith(f"{path}.rank1: is not there")
+    assert len(list(writers.read_results(kind, path))) == 2
+
+
+class Crashed(First):
+    """It is killed before it merges."""
 
     def merge(self, *arguments):
         raise KeyboardInterrupt
@@ -391,10 +460,7 @@ def test_a_crash_of_ranks_leaves_nothing_of_an_older_run(tmp_path, kind):
     for place in b.iterdir():  # other pictures by the same names
         save(place, picture(seed=9))
     with pytest.raises(KeyboardInterrupt):
-        run_session(
-            find_pairs(a, b), Settings(), {kind: path}, Crashed(),
-            resuming=False, threads=1, outcome=running.Outcome(), show=lambda done, total: None,
-        )  # fmt: skip
+        share_of_first(find_pairs(a, b), {kind: path}, Crashed())
     assert not path.exists()
     assert call(*words, "--resume").exit_code == 0
     found = {result["input"]: result for result in writers.read_results(kind, path)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import glob
 import itertools
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,17 +16,31 @@ import torch.distributed as dist
 from .outputs import Outputs, cannot_write
 from .pairs import Pair
 from .run import Outcome
-from .writers import JOURNAL, read_results, remove_results, rewrite
+from .writers import JOURNAL, files_of, read_results, remove_results, rewrite
+
+# ranks wait for the slowest, whose share may take hours longer; torch's own limit is half an hour
+_PATIENCE = datetime.timedelta(days=14)
+
+
+class RanksError(ValueError):
+    """The environment names other processes, which cannot be found: why."""
 
 
 class Ranks:
-    """Which process this is, and how many there are; one, where ``torchrun`` is not at work."""
+    """Which process this is, and how many there are; one, where ``torchrun`` is not at work.
+
+    Raises:
+        RanksError: RANK and WORLD_SIZE are not what ``torchrun`` sets, or stand alone.
+    """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        if self.size > 1:
-            dist.init_process_group("gloo")
+        try:
+            self.rank = int(os.environ.get("RANK", 0))
+            self.size = int(os.environ.get("WORLD_SIZE", 1))
+            if self.size > 1:
+                dist.init_process_group("gloo", timeout=_PATIENCE)
+        except ValueError as error:
+            raise RanksError(f"RANK and WORLD_SIZE, but not from torchrun: {error}") from None
 
     def share(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Every size-th pair."""
@@ -39,9 +56,10 @@ class Ranks:
         """Files that processes of this run, or of an earlier one of any size, have left."""
         found = {}
         for kind, path in outputs.items():
-            pattern = f"{_escaped(path.name)}.rank*[0-9]"
-            files = [*path.parent.glob(pattern), *path.parent.glob(pattern + JOURNAL)]
-            found[kind] = sorted({p.with_name(p.name.removesuffix(JOURNAL)) for p in files})
+            part = re.compile(rf"{re.escape(path.name)}\.rank\d+({re.escape(JOURNAL)})?")
+            files = path.parent.glob(f"{glob.escape(path.name)}.rank*")
+            names = {p.name.removesuffix(JOURNAL) for p in files if part.fullmatch(p.name)}
+            found[kind] = sorted(map(path.with_name, names))
         return found
 
     def wait(self) -> None:
@@ -66,11 +84,21 @@ class Ranks:
         if self.rank == 0:
             parts = self.parts(outputs)
             for kind, path in outputs.items():
+                outcome.failures += self._missing(kind, path)
                 try:
                     merge_files(kind, path, parts[kind], append)
                 except OSError as error:
                     outcome.failures.append(cannot_write(path, error))
         self.wait()
+
+    def _missing(self, kind: str, path: Path) -> list[str]:
+        """Parts that all ranks have written, but that are not in this node's folder."""
+        parts = (_part(path, rank) for rank in range(self.size))
+        return [
+            f"{part}: is not there, perhaps on another node: bring it here and --resume"
+            for part in parts
+            if not files_of(kind, part)
+        ]
 
     def close(self) -> None:
         """Leave the others."""
@@ -95,7 +123,3 @@ def merge_files(kind: str, path: Path, parts: list[Path], append: bool) -> None:
 
 def _part(path: Path, rank: int) -> Path:
     return path.with_name(f"{path.name}.rank{rank}")
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._checks import PADDINGS
 from ._extra import require
@@ -200,6 +201,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _console(**how: Any) -> Console:
+    """What prints text as it is: a name may look like rich's markup or emoji."""
+    return Console(highlight=False, markup=False, emoji=False, **how)
+
+
 @contextlib.contextmanager
 def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
     """A bar with the time left, on stderr; it is told how many are done, and of how many."""
@@ -213,7 +219,7 @@ def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
         progress.TextColumn("left:"),
         progress.TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("comparing", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -221,17 +227,17 @@ def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
 
 def _report(outcome: Outcome, quiet: bool) -> None:
     """The summary on stdout; what went wrong on stderr."""
-    summary, errors = outcome.summary, Console(stderr=True, soft_wrap=True, highlight=False)
+    summary, errors = outcome.summary, _console(stderr=True, soft_wrap=True)
     if not quiet and summary.compared:
         _print_summary(outcome)
     for error in summary.errors:
-        errors.print(error, markup=False)
+        errors.print(error)
     if summary.failed > len(summary.errors):
         errors.print(f"... and {summary.failed - len(summary.errors)} more")
     if summary.failed:
         errors.print(f"{summary.failed} of {summary.failed + summary.compared} not compared")
     for failure in outcome.failures:
-        errors.print(failure, markup=False)
+        errors.print(failure)
     if outcome.interrupted:
         errors.print("interrupted: what is finished is in the files")
 
@@ -247,7 +253,7 @@ def _report_below(similarities: Sequence[float], fail_under: float | None) -> No
 
 def _print_summary(outcome: Outcome) -> None:
     summary = outcome.summary
-    console = Console(highlight=False)
+    console = _console()
     least, median = summary.quantiles(0, 0.5)
     titles = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR, dB", "mse": "MSE", "l1": "L1"}
     values = Table("", *titles.values(), title=f"{summary.compared} compared")
@@ -382,7 +388,7 @@ def _report_video(course: Course, quiet: bool) -> None:
         for number, _ in course.worst():
             values = f"{course.times[number]:.3f}", f"{course.similarities[number]:.6f}"
             table.add_row(str(number), *values)
-        Console(highlight=False).print(table)
+        _console().print(table)
     for error in course.errors:
         print(error, file=sys.stderr)
     if course.interrupted:
@@ -419,11 +425,13 @@ def bench(threads: int | None) -> None:
     for row in measure(threads):
         gain = f"{row.usual / row.ours:.3g}x"
         table.add_row(row.images, row.what, f"{row.ours:.3g} ms", f"{row.usual:.3g} ms", gain)
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def main() -> None:
     """The entry point."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what the terminal does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         group(prog_name="ssim-fused")
     except ImportError as missing:

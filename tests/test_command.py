@@ -336,6 +336,46 @@ def test_interrupted_results_are_readable(tmp_path, kind, how):
     assert all(result["ssim"] for result in found)
 
 
+# ---- names ----
+
+
+@pytest.mark.parametrize("name", ["[id]/x", ":smile:", "dir[/x]", "[red]x"])
+def test_names_are_printed_as_they_are(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "500")
+    a, b = save_pairs(tmp_path, 2)
+    for place in (a, b):
+        (place / f"{name}.png").parent.mkdir(exist_ok=True)
+        (place / "01.png").rename(place / f"{name}.png")
+    (a / f"{name}.alone.png").touch()
+    done = call("compare", a, b)
+    assert f"{a}/{name}.png" in done.stdout
+    assert f"{a}/{name}.alone.png: has no partner" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_names_that_are_not_utf8(tmp_path):
+    a, b = (tmp_path / f"{side}\udce9" for side in "ab")  # a byte alone
+    for old, new in zip(save_pairs(tmp_path, 2), (a, b)):
+        old.rename(new)
+    lines = [b"%s/0%d.png,%s/0%d.png\n" % (os.fsencode(a), i, os.fsencode(b), i) for i in range(2)]
+    (tmp_path / "l.csv").write_bytes(b"".join(lines))
+    words = [word for kind in OUTPUTS for word in (OUTPUTS[kind], tmp_path / f"r.{kind}")]
+    strict = {"PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "500"}
+    for more in ([], ["--resume", "--html", tmp_path / "r.html"]):
+        done = start("compare", tmp_path / "l.csv", *words, *more, **strict)
+        out, err = done.communicate(timeout=60)
+        assert done.returncode == 0, err
+        assert r"\udce9/" in out
+        assert "2 compared" in out
+        for kind in OUTPUTS:
+            assert len(list(writers.read_results(kind, tmp_path / f"r.{kind}"))) == 2
+    (b / "00.png").unlink()
+    done = start("compare", a, b, **strict)
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == command.INCOMPLETE
+    assert "has no partner" in err
+
+
 # ---- many processes ----
 
 

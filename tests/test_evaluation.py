@@ -312,7 +312,10 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("header", ["input,target\n", "", "other,target,input\n"])
+@pytest.mark.parametrize(
+    "header",
+    ["input,target\n", "", "other,target,input\n", "\ufeffinput,target\n", "\ufeff"],
+)
 def test_a_csv_list(tmp_path, header):
     lines = ["a.png,b.png", "", "sub/c.png,d.png"]
     if "other" in header:
@@ -330,11 +333,24 @@ def test_a_csv_list(tmp_path, header):
 
 def test_a_line_that_names_one_file(tmp_path):
     path = tmp_path / "list.csv"
-    path.write_text("a.png,b.png\nc.png\n")
+    path.write_text("a.png,b.png\nc.png\nd.png,\n")
     assert [pair.error for pair in find_pairs(path, None).each] == [
         None,
         f"{path}, line 2: must name two files",
+        f"{path}, line 3: must name two files",
     ]
+
+
+def test_a_row_that_names_one_file(tmp_path):
+    path = tmp_path / "list.parquet"
+    count = 5000  # more than are read at once
+    names = [None if i % 2500 == 2499 else f"{i}.png" for i in range(count)]
+    pq.write_table(pa.table({"input": names, "target": names[::-1]}), path)
+    pairs = list(find_pairs(path, None).each)
+    assert [pair.error for pair in pairs if pair.error] == [
+        f"{path}, row {row}: must name two files" for row in (1, 2500, 2501, 5000)
+    ]
+    assert pairs[0].input == f"{tmp_path}/0.png"
 
 
 def test_a_parquet_list(tmp_path):
@@ -375,7 +391,7 @@ def results(tmp_path, count=3):
 def test_results_come_back(tmp_path, kind):
     made = results(tmp_path)
     made.append(
-        {"input": 'odd, "name"\nof two lines', "target": None}
+        {"input": 'odd, "name"\nof\rthree\r\nlines', "target": None}
         | dict(made[0], input=None, target=None)
         | {name: None for name in FIELDS if name != "error"}
         | {"error": "é"}
@@ -390,6 +406,25 @@ def test_results_come_back(tmp_path, kind):
     again.write(made[:1])
     again.close()
     assert list(writers.read_results(kind, path)) == [*made, made[0]]
+
+
+LATIN = "caf\udce9.png"  # é in Latin-1: no UTF-8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_that_are_not_utf8_come_back(tmp_path, kind):
+    path = tmp_path / f"r.{kind}"
+    (made,) = results(tmp_path, 1)
+    made |= {"input": LATIN}
+    writer = writers.open_writer(kind, path)
+    writer.write([made])
+    writer.close()
+    (found,) = writers.read_results(kind, path)
+    expected = LATIN if kind != "parquet" else r"caf\udce9.png"
+    assert found == made | {"input": expected}
+    assert writers.key_of(found["input"], None) == writers.key_of(LATIN, None)
+    if kind == "csv":
+        assert b"caf\xe9.png" in path.read_bytes()
 
 
 def test_others_can_read_them(tmp_path):
@@ -423,6 +458,19 @@ def test_a_killed_process_leaves_whole_lines(tmp_path, kind):
     assert writers.files_of(kind, path) == [path]
     assert list(writers.read_results(kind, path)) == made[:2]
     assert list(tmp_path.glob("r.*")) == [path]
+
+
+@pytest.mark.parametrize("kept", range(1, 60, 7))
+def test_a_line_cut_within_a_name_of_two_lines(tmp_path, kept):
+    first, second = results(tmp_path, 2)
+    path = tmp_path / "r.csv"
+    writer = writers.open_writer("csv", path)
+    writer.write([first])
+    whole = path.stat().st_size
+    writer.write([second | {"input": "a\r\nb\rc\nd.png"}])
+    writer.close()
+    os.truncate(path, whole + kept)
+    assert list(writers.read_results("csv", path)) == [first]
 
 
 def test_a_table_goes_on_where_it_ended(tmp_path):

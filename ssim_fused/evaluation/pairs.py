@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -14,6 +15,8 @@ import pyarrow.parquet
 from .pictures import SUFFIXES
 
 LISTS = (".csv", ".parquet")
+# Excel begins a CSV with a mark; bytes of a file's name that are not UTF-8 come as they are
+_ENCODING: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
 
 class Pair(NamedTuple):
@@ -119,7 +122,7 @@ def _listed(path: Path) -> Pairs:
     try:
         if path.suffix.lower() == ".parquet":
             return _of_parquet(path)
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(newline="", **_ENCODING) as file:
             count = sum(bool(row) for row in csv.reader(file))
             file.seek(0)
             first = next(csv.reader(file), [])
@@ -142,21 +145,21 @@ class _CsvPairs:
         self.has_header = has_header
 
     def __iter__(self) -> Iterator[Pair]:
-        with self.path.open(encoding="utf-8", newline="") as file:
+        with self.path.open(newline="", **_ENCODING) as file:
             rows = csv.reader(file)
             if self.has_header:
                 next(rows)
             for row in filter(None, rows):
-                if len(row) <= max(self.columns):
-                    where = f"{self.path}, line {rows.line_num}"
-                    yield Pair(",".join(row), "", f"{where}: must name two files")
-                else:
-                    yield Pair(*(_beside(self.path, row[column]) for column in self.columns))
+                names = [row[column] for column in self.columns if column < len(row)]
+                yield _pair(self.path, f"line {rows.line_num}", names)
 
 
-def _beside(path: Path, name: str) -> str:
-    """A path as a list names it: from the list's own folder on."""
-    return os.path.normpath(path.parent / name)
+def _pair(path: Path, where: str, names: Iterable[str]) -> Pair:
+    """A pair as a list names it: from the list's own folder on."""
+    given = [os.path.normpath(path.parent / name) for name in names if name]
+    if len(given) == 2:
+        return Pair(*given)
+    return Pair(", ".join(given), "", f"{path}, {where}: must name two files")
 
 
 def _of_parquet(path: Path) -> Pairs:
@@ -176,8 +179,10 @@ class _ParquetPairs:
         self.path = path
 
     def __iter__(self) -> Iterator[Pair]:
+        count = itertools.count(1)
         with pyarrow.parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches(columns=["input", "target"], batch_size=4096):
                 columns = (batch.column(name).to_pylist() for name in ("input", "target"))
-                for names in zip(*columns):
-                    yield Pair(*(_beside(self.path, str(name)) for name in names))
+                for *names, number in zip(*columns, count):
+                    given = ["" if name is None else str(name) for name in names]
+                    yield _pair(self.path, f"row {number}", given)

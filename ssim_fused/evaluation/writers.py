@@ -46,11 +46,14 @@ class Writer(Protocol):
 
 # ---- text: one result a line ----
 
+# bytes of a file's name that are not UTF-8 come and go as they are
+_ENCODING: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
+
 
 class _TextWriter:
     def __init__(self, path: Path, append: bool, fields: Iterable[str] = FIELDS) -> None:
         self._fields = tuple(fields)
-        self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8", newline="")
+        self._file: IO[str] = path.open("a" if append else "w", newline="", **_ENCODING)
         if not append or self._file.tell() == 0:
             self._file.write(self._header())
             self._file.flush()
@@ -74,12 +77,15 @@ class _TextWriter:
 
 
 class _OneLine:
-    """For csv.writer: what it writes last."""
+    """For csv.writer: what it writes last, which ends with a newline alone.
+
+    csv.writer quotes a carriage return within a name only where it ends lines with one.
+    """
 
     line = ""
 
     def write(self, line: str) -> None:
-        self.line = line
+        self.line = line.removesuffix("\r\n") + "\n"
 
 
 class CsvWriter(_TextWriter):
@@ -87,7 +93,7 @@ class CsvWriter(_TextWriter):
 
     def __init__(self, path: Path, append: bool, fields: Iterable[str] = FIELDS) -> None:
         self._out = _OneLine()
-        self._csv = csv.writer(self._out, lineterminator="\n")
+        self._csv = csv.writer(self._out, lineterminator="\r\n")
         super().__init__(path, append, fields)
 
     def _header(self) -> str:
@@ -117,14 +123,17 @@ def _whole_lines(file: IO[str]) -> Iterator[str]:
 
 
 def _read_csv(path: Path) -> Iterator[Result]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(newline="\n", **_ENCODING) as file:  # a carriage return ends no line
         rows = csv.reader(_whole_lines(file))
         header = next(rows, list(FIELDS))
         if header != list(FIELDS):
             raise ResultsError(f"{path}: its columns are not those of results: {header}")
         for row in rows:
             if len(row) != len(FIELDS):
-                raise ResultsError(f"{path}, line {rows.line_num}: must have {len(FIELDS)} columns")
+                line = rows.line_num
+                if next(rows, None) is None:  # a killed process ended within a name of two lines
+                    return
+                raise ResultsError(f"{path}, line {line}: must have {len(FIELDS)} columns")
             texts = zip(FIELDS.items(), row)
             yield {name: _parsed(kind, text) for (name, kind), text in texts}
 
@@ -154,6 +163,16 @@ def _check_regular(path: Path) -> None:
 
 _ARROW = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
 _SCHEMA = pyarrow.schema([(name, _ARROW[kind]) for name, kind in FIELDS.items()])
+
+
+def _as_utf8(result: Result) -> Result:
+    """With bytes of names that are not UTF-8, which Parquet does not have, as ``\\udcff``."""
+    names = ("input", "target", "error")
+    return result | {name: _escaped(result[name]) for name in names if result[name] is not None}
+
+
+def _escaped(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 JOURNAL = ".part"  # ends the name of a journal
@@ -191,7 +210,8 @@ class ParquetWriter:
         try:
             with pyarrow.parquet.ParquetWriter(table, _SCHEMA) as file:
                 for block in _blocks(_read_parquet(self._path)):
-                    file.write_table(pyarrow.Table.from_pylist(block, _SCHEMA))
+                    rows = list(map(_as_utf8, block))
+                    file.write_table(pyarrow.Table.from_pylist(rows, _SCHEMA))
             os.replace(table, self._path)
         finally:
             table.unlink(missing_ok=True)
@@ -285,5 +305,5 @@ def rewrite(kind: str, path: Path, results: Iterable[Result]) -> None:
 
 def key_of(input: str | None, target: str | None) -> int:
     """A number that stands for a pair, so that a million of them need little memory."""
-    names = f"{input or ''}\0{target or ''}".encode(errors="surrogateescape")
+    names = _escaped(f"{input or ''}\0{target or ''}").encode()  # the same in files of all kinds
     return int.from_bytes(blake2b(names, digest_size=8).digest(), "big")

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,7 +43,25 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Ends with a code of its own where click's, or Python's, is that of ``BELOW``."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """A command: Ctrl-C and errors that nobody expects are told from its results."""
+        try:
+            return super().invoke(context)
+        except (KeyboardInterrupt, click.Abort):
+            print("interrupted", file=sys.stderr)
+            context.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, ImportError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            print(f"ssim-fused: ended by {type(error).__name__}: {error}", file=sys.stderr)
+            context.exit(INCOMPLETE)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def group() -> None:
     """Structural similarity of pictures."""
@@ -114,8 +133,8 @@ def compare(
     process takes its share.
 
     Exit code: 0; 1 if a pair is below --fail-under; 2 for wrong usage; 3 if a picture could not be
-    compared or has no partner, or a file could not be written; 130 after Ctrl-C. What is finished
-    by then is in the files.
+    compared or has no partner, a file could not be written, or anything else went wrong; 130 after
+    Ctrl-C. What is finished by then is in the files.
     """
     from PIL import Image
 
@@ -201,9 +220,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _console(**how: Any) -> Console:
-    """What prints text as it is: a name may look like rich's markup or emoji."""
-    return Console(highlight=False, markup=False, emoji=False, **how)
+class _Console(Console):
+    """Prints text as it is: a name may look like rich's markup or emoji."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **how)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: print nothing, and end with the code of the results."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 @contextlib.contextmanager
@@ -219,7 +245,7 @@ def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
         progress.TextColumn("left:"),
         progress.TimeRemainingColumn(),
     )
-    console = _console(stderr=True)
+    console = _Console(stderr=True)
     with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("comparing", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -227,7 +253,7 @@ def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
 
 def _report(outcome: Outcome, quiet: bool) -> None:
     """The summary on stdout; what went wrong on stderr."""
-    summary, errors = outcome.summary, _console(stderr=True, soft_wrap=True)
+    summary, errors = outcome.summary, _Console(stderr=True, soft_wrap=True)
     if not quiet and summary.compared:
         _print_summary(outcome)
     for error in summary.errors:
@@ -253,7 +279,7 @@ def _report_below(similarities: Sequence[float], fail_under: float | None) -> No
 
 def _print_summary(outcome: Outcome) -> None:
     summary = outcome.summary
-    console = _console()
+    console = _Console()
     least, median = summary.quantiles(0, 0.5)
     titles = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR, dB", "mse": "MSE", "l1": "L1"}
     values = Table("", *titles.values(), title=f"{summary.compared} compared")
@@ -388,7 +414,7 @@ def _report_video(course: Course, quiet: bool) -> None:
         for number, _ in course.worst():
             values = f"{course.times[number]:.3f}", f"{course.similarities[number]:.6f}"
             table.add_row(str(number), *values)
-        _console().print(table)
+        _Console().print(table)
     for error in course.errors:
         print(error, file=sys.stderr)
     if course.interrupted:
@@ -425,7 +451,7 @@ def bench(threads: int | None) -> None:
     for row in measure(threads):
         gain = f"{row.usual / row.ours:.3g}x"
         table.add_row(row.images, row.what, f"{row.ours:.3g} ms", f"{row.usual:.3g} ms", gain)
-    _console().print(table)
+    _Console().print(table)
 
 
 def main() -> None:

@@ -218,6 +218,33 @@ def test_a_list_that_has_become_empty_is_named(monkeypatch):
     assert done.stderr.splitlines()[-1] == "l.csv: no pair was compared"
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (RuntimeError("no luck"), command.INCOMPLETE, "ssim-fused: ended by RuntimeError: no luck"),
+        (OSError(5, "Input/output error"), command.INCOMPLETE, "ssim-fused: ended by OSError: "),
+        (KeyboardInterrupt(), command.INTERRUPTED, "interrupted"),
+    ],
+)
+def test_no_other_end_has_the_code_of_below(monkeypatch, raised, code, message):
+    def fail(*arguments):
+        raise raised
+
+    monkeypatch.setattr("ssim_fused.evaluation.pairs.find_pairs", fail)
+    done = call("compare", "a", "b")
+    assert done.exit_code == code
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert ("Traceback" in done.stderr) == (code == command.INCOMPLETE)
+
+
+def test_a_reader_who_leaves_changes_no_exit_code(tmp_path):
+    a, b = save_pairs(tmp_path, 2)
+    done = start("compare", a, b)
+    done.stdout.close()
+    assert done.wait(timeout=60) == 0, done.stderr.read()
+    done.stderr.close()
+
+
 # ---- resuming ----
 
 

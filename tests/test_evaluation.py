@@ -312,6 +312,22 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     ]
 
 
+def test_links_to_folders_are_followed_but_not_for_ever(tmp_path):
+    far, near = save_pairs(tmp_path, 1), (tmp_path / "near-a", tmp_path / "near-b")
+    for there, here in zip(far, near):
+        here.mkdir()
+        for name in ("x", "y"):  # twice the same folder
+            (here / name).symlink_to(there)
+    (near[0] / "self").symlink_to(near[0])
+    (far[1] / "deep").mkdir()
+    (far[1] / "deep" / "up").symlink_to(far[1])
+    pairs = find_pairs(*near)
+    assert names(pairs) == [
+        tuple(str(here / name / "00.png") for here in near) for name in ("x", "y")
+    ]
+    assert pairs.total == 2
+
+
 @pytest.mark.parametrize(
     "header",
     ["input,target\n", "", "other,target,input\n", "\ufeffinput,target\n", "\ufeff"],

@@ -41,9 +41,9 @@ class Pairs(NamedTuple):
 def find_pairs(input: Path, target: Path | None) -> Pairs:
     """The pairs of two files, of two folders, or of a list (``target`` None).
 
-    Folders are searched to any depth. Files are matched by their path within the folder, and what
-    is left by its path without suffix where that is unique. Those without a partner are pairs with
-    an ``error``, and so are folders that cannot be read.
+    Folders are searched to any depth, links to folders included. Files are matched by their path
+    within the folder, and what is left by its path without suffix where that is unique. Those
+    without a partner are pairs with an ``error``, and so are folders that cannot be read.
 
     Raises:
         PairsError: a file meets a folder, a list is unreadable, or there is nothing to compare.
@@ -70,12 +70,28 @@ def _alternate(first: Iterable, second: Iterable) -> list:
 # ---- folders ----
 
 
+def _identity(folder: str | Path) -> frozenset[tuple[int, int]]:
+    """What is the same by every name of a folder; empty where it is gone."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return frozenset()
+    return frozenset({(status.st_dev, status.st_ino)})
+
+
 def _pictures(folder: Path) -> tuple[list[str], list[OSError]]:
-    """Paths of the pictures within a folder, sorted; and what could not be read."""
+    """Paths of the pictures within a folder, sorted; and what could not be read.
+
+    A link to a folder is followed, unless that folder holds the link: there is no end to that.
+    """
     errors: list[OSError] = []
     found = []
-    for root, folders, files in os.walk(folder, onerror=errors.append, followlinks=False):
-        folders.sort()
+    above = {str(folder): _identity(folder)}  # a folder, and those that hold it
+    for root, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+        holders = above.pop(root)
+        inner = {name: _identity(os.path.join(root, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if not inner[name] & holders)
+        above |= {os.path.join(root, name): holders | inner[name] for name in folders}
         inside = os.path.relpath(root, folder)
         for name in files:
             if name.lower().endswith(SUFFIXES):

@@ -32,7 +32,7 @@ from PIL import Image
 from ssim_fused.evaluation import run, writers
 from ssim_fused.evaluation.compare import FIELDS, Settings, compare, compare_files
 from ssim_fused.evaluation.pairs import PairsError, find_pairs
-from ssim_fused.evaluation.pictures import PictureError, read_picture
+from ssim_fused.evaluation.pictures import Inks, PictureError, read_picture
 from ssim_fused.evaluation.summary import Summary
 
 # ---- pictures ----
@@ -89,6 +89,39 @@ def test_other_byte_order_and_planes_of_a_tiff(tmp_path):
     assert np.array_equal(found, array)
 
 
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "CMYK"])
+def test_other_spaces_of_a_tiff_are_read_as_colours(tmp_path, mode):
+    smooth = np.stack([np.add.outer(np.arange(40), np.arange(48)) + 40 * i for i in range(3)], -1)
+    image = Image.fromarray(smooth.astype(U8))
+    image.convert(mode).save(tmp_path / "p.tif")
+    found = read_picture(tmp_path / "p.tif")
+    if mode == "CMYK":
+        assert isinstance(found, Inks)
+        assert np.array_equal(found, np.asarray(image.convert(mode)))
+    else:
+        assert np.abs(found.astype(int) - smooth).max() <= 8  # what eight bits of LAB come to
+
+
+@pytest.mark.parametrize("dtype", [U8, U16])
+def test_white_is_zero(tmp_path, dtype):
+    array = picture(channels=0, dtype=dtype)
+    most = np.iinfo(dtype).max
+    tifffile.imwrite(tmp_path / "p.tif", most - array, photometric="miniswhite")
+    assert np.array_equal(read_picture(tmp_path / "p.tif")[..., 0], array)
+
+
+def test_inks_are_not_compared_with_light(tmp_path):
+    image = Image.fromarray(picture())
+    paths = [tmp_path / name for name in ("cmyk.jpg", "cmyk.tif", "rgba.png")]
+    for path in paths[:2]:
+        image.convert("CMYK").save(path)
+    image.convert("RGBA").save(paths[2])
+    for path in paths[:2]:
+        found = compare_files(path, paths[2], Settings())
+        assert found["error"].endswith("differ in their colours: CMYK and RGBA")
+    assert compare_files(*paths[:2], Settings())["ssim"] > 0.8
+
+
 def png_header(width, height):
     """A PNG that promises much and holds nothing."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -117,10 +150,22 @@ def bomb(path):
     return path
 
 
-def several(path):
+def several(path, **how):
     """A file of two pictures."""
     first, second = (Image.fromarray(picture(seed=i)) for i in range(2))
-    first.save(path, save_all=True, append_images=[second])
+    first.save(path, save_all=True, append_images=[second], **how)
+    return path
+
+
+def tiff(path, array, **how):
+    tifffile.imwrite(path, array, **how)
+    return path
+
+
+def long_file(path):
+    """More than may be in memory, and no picture: a hole, which takes no room."""
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
     return path
 
 
@@ -145,6 +190,33 @@ BAD = {
     "bomb .jpg": ("p.jpg", bomb, "more than the limit"),
     "two .tif": ("p.tif", several, "holds 2 pictures"),
     "two .webp": ("p.webp", several, "holds 2 pictures"),
+    "two .png": ("p.png", several, "holds 2 pictures"),
+    "a .png and an animation": (
+        "p.png",
+        lambda p: several(p, default_image=True),
+        "holds 2 pictures",
+    ),
+    "long": ("p.png", long_file, "is not a PNG"),
+    "long .png": (
+        "p.png",
+        lambda p: os.truncate(bomb(p), 1 << 36) or p,
+        "more than the limit",
+    ),
+    "12 bits": (
+        "p.tif",
+        lambda p: tiff(p, np.zeros((8, 8), U16), bitspersample=12),
+        "has 12 bits a value",
+    ),
+    "white is zero": (
+        "p.tif",
+        lambda p: tiff(p, np.zeros((8, 8), np.float32), photometric="miniswhite"),
+        "has white as zero in 1 x float32",
+    ),
+    "many channels .tif": (
+        "p.tif",
+        lambda p: tiff(p, np.zeros((8, 8, 5), U8), photometric="minisblack", planarconfig=1),
+        "at most 4 channels, got shape (8, 8, 5)",
+    ),
     "int32": ("p.npy", lambda p: save(p, np.zeros((4, 4), np.int32)), "must hold uint8"),
     "object": ("p.npy", lambda p: save(p, np.array([[{}]])), "cannot be read"),
     "many channels": ("p.npy", lambda p: save(p, np.zeros((4, 4, 5), U8)), "at most 4 channels"),
@@ -162,6 +234,14 @@ def test_a_bad_picture_is_named(tmp_path, case):
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_channels_of_a_tiff_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", pytest.fail)
+    planes = np.zeros((5, 8, 8), U8)
+    path = tiff(tmp_path / "p.tif", planes, photometric="minisblack", planarconfig=2)
+    with pytest.raises(PictureError, match="at most 4 channels"):
+        read_picture(path)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from PIL import Image
 from ssim_fused.evaluation import drawing, report
 from ssim_fused.evaluation.compare import Settings
 from ssim_fused.evaluation.pairs import Pair, find_pairs
+from ssim_fused.evaluation.pictures import read_picture
 from ssim_fused.evaluation.run import result_of
 from ssim_fused.evaluation.summary import Summary
 
@@ -98,6 +99,13 @@ def test_pictures_of_every_kind_are_drawn(shape, dtype):
     if max(shape) <= 256:
         expected = np.round(array[..., 0] / span * 255)
         assert np.abs(np.asarray(shown)[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_inks_are_drawn_as_colours(tmp_path):
+    inks = Image.fromarray(picture()).convert("CMYK")
+    inks.save(tmp_path / "p.tif")
+    drawn = drawing.draw_picture(read_picture(tmp_path / "p.tif"), 255.0)
+    assert np.array_equal(np.asarray(drawn.convert("RGB")), np.asarray(inks.convert("RGB")))
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path):

@@ -13,7 +13,7 @@ from .._checks import PADDINGS, choice, positive
 from .._multiscale import BETAS
 from .._terms import to_psnr
 from ..functional import image_loss, ms_ssim
-from .pictures import MAX_PIXELS, PictureError, data_range, read_picture
+from .pictures import MAX_PIXELS, Inks, PictureError, data_range, read_picture
 
 # what a result holds, in the order of the columns
 FIELDS = {
@@ -82,6 +82,9 @@ def check_pair(input: np.ndarray, target: np.ndarray) -> None:
     if input.shape[2] != target.shape[2]:
         channels = f"{input.shape[2]} and {target.shape[2]}"
         raise PictureError(f"the pictures differ in their number of channels: {channels}")
+    kinds = ["CMYK" if isinstance(picture, Inks) else "RGBA" for picture in (input, target)]
+    if kinds[0] != kinds[1]:
+        raise PictureError(f"the pictures differ in their colours: {kinds[0]} and {kinds[1]}")
     if input.dtype != target.dtype:
         raise PictureError(f"the pictures differ in type: {input.dtype} and {target.dtype}")
 

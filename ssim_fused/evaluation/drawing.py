@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..functional import ssim
 from .compare import as_tensor
+from .pictures import Inks
 
 _SHOWN = 960  # pixels of the longer side
 _LOSSLESS = 256  # pictures up to this size keep every bit
@@ -65,10 +66,12 @@ def draw_map(similarity: np.ndarray) -> Image.Image:
 
 
 def draw_picture(picture: np.ndarray, data_range: float) -> Image.Image:
-    """A picture (H, W, C) of any type in eight bits: grey, RGB, or with alpha."""
+    """A picture (H, W, C) of any type in eight bits: grey, RGB, with alpha, or CMYK."""
     if picture.dtype != np.uint8 or data_range != 255:
         scaled = np.clip(picture.astype(np.float32) / data_range, 0, 1)
         picture = np.round(255 * scaled).astype(np.uint8)
+    if isinstance(picture, Inks):
+        return Image.frombytes("CMYK", picture.shape[1::-1], picture.tobytes())
     return Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
 
 

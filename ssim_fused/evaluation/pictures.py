@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,20 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8"
 _NPY_START = b"\x93NUMPY"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_BITS = (1, 2, 4, 8, 16, 32, 64)  # of a value; others, as 12, do not fill their type
+_PHOTOMETRIC = tifffile.PHOTOMETRIC
+# what tifffile gives as it is stored, not as colours
+_INDIRECT = tuple(
+    _PHOTOMETRIC[name]
+    for name in ("PALETTE", "YCBCR", "CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")
+)
 # Pillow's modes that have the same meaning in numpy; others are converted
-_PILLOW_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "F")
+_PILLOW_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "F")
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+
+
+class Inks(np.ndarray):
+    """A CMYK picture: four channels as RGBA, but of another meaning."""
 
 
 class PictureError(ValueError):
@@ -38,7 +50,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         max_pixels: the most pixels that are decoded; the header is asked first.
 
     Shape:
-        (H, W, C), C at most 4, in the file's own type.
+        (H, W, C), C at most 4, in the file's own type; CMYK as :class:`Inks`.
 
     Raises:
         PictureError: names the file and what is wrong with it.
@@ -109,22 +121,54 @@ def _read_npy(path: Path, max_pixels: int) -> np.ndarray:
     if picture.ndim not in (2, 3):
         raise PictureError(f"must be (H, W) or (H, W, C), got shape {picture.shape}")
     _check_size(picture.shape[1], picture.shape[0], max_pixels)
-    _check_kind(picture)
+    _check_kind(picture.dtype.name, picture.shape)
     return np.array(picture)
 
 
 def _read_tiff(path: Path, max_pixels: int) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
-        if len(tiff.pages) != 1:
-            raise PictureError(f"holds {len(tiff.pages)} pictures, not one")
+        _check_single(len(tiff.pages))
         page: Any = tiff.pages[0]
         _check_size(page.imagewidth, page.imagelength * page.imagedepth, max_pixels)
-        indirect = tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.MINISWHITE
-        if page.bitspersample in (8, 16, 32, 64) and page.photometric not in indirect:
-            picture = page.asarray()
-            planar = picture.ndim == 3 and page.axes[0] == "S"
-            return np.moveaxis(picture, 0, -1) if planar else picture
+        if page.bitspersample not in _TIFF_BITS:
+            raise PictureError(f"has {page.bitspersample} bits a value, which is not supported")
+        # JPEG within a TIFF becomes RGB when it is decoded
+        jpeg = page.photometric == _PHOTOMETRIC.YCBCR and page.compression == 7
+        if page.bitspersample >= 8 and (jpeg or page.photometric not in _INDIRECT):
+            return _tiff_values(page)
     return _read_pillow(path, max_pixels)
+
+
+def _tiff_values(page: Any) -> np.ndarray:
+    channels = page.samplesperpixel
+    _check_kind(str(page.dtype), (page.imagelength, page.imagewidth, channels))
+    picture = page.asarray()
+    if picture.ndim == 3 and page.axes[0] == "S":
+        picture = np.moveaxis(picture, 0, -1)
+    if page.photometric == _PHOTOMETRIC.MINISWHITE:
+        if channels > 1 or picture.dtype.kind == "f":
+            raise PictureError(f"has white as zero in {channels} x {picture.dtype}: not supported")
+        return np.iinfo(picture.dtype).max - picture
+    inks = page.photometric == _PHOTOMETRIC.SEPARATED and channels == 4
+    return picture.view(Inks) if inks else picture
+
+
+def _check_single(pictures: int) -> None:
+    if pictures != 1:
+        raise PictureError(f"holds {pictures} pictures, not one")
+
+
+def _png_pictures(content: bytes) -> int:
+    """How many are in an animation, which says so before its pixels (chunk acTL)."""
+    before, at = {}, 8
+    while at + 8 <= len(content) and content[at + 4 : at + 8] != b"IDAT":
+        (length,) = struct.unpack_from(">I", content, at)
+        before[content[at + 4 : at + 8]] = content[at + 8 : at + 8 + length]
+        at += 12 + length
+    if b"acTL" not in before:
+        return 1
+    # without a control of its own (fcTL) the picture is none of the animation's
+    return int.from_bytes(before[b"acTL"][:4], "big") + (b"fcTL" not in before)
 
 
 def _read_png(path: Path, max_pixels: int) -> np.ndarray:
@@ -134,15 +178,17 @@ def _read_png(path: Path, max_pixels: int) -> np.ndarray:
         width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
         _check_size(width, height, max_pixels)
         content = header + file.read()
+    _check_single(_png_pictures(content))
     return imagecodecs.png_decode(content)
 
 
 def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
     with Image.open(path, "r", _PILLOW_FORMATS) as image:
         _check_size(*image.size, max_pixels)
-        frames = getattr(image, "n_frames", 1)
-        if frames != 1 and image.format != "MPO":
-            raise PictureError(f"holds {frames} pictures, not one")
+        if image.format != "MPO":
+            _check_single(getattr(image, "n_frames", 1))
+        if image.mode == "CMYK":
+            return np.asarray(image).view(Inks)
         if image.mode in _PILLOW_MODES:
             return np.asarray(image)
         if image.mode == "P":
@@ -152,13 +198,12 @@ def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
         raise PictureError(f"has pixels of a kind that is not supported ({image.mode})")
 
 
-def _check_kind(picture: np.ndarray) -> None:
-    if picture.dtype.name not in _DTYPES:
-        raise PictureError(f"must hold {', '.join(_DTYPES)}, got {picture.dtype}")
-    if picture.ndim == 3 and picture.shape[2] > _MOST_CHANNELS:
+def _check_kind(dtype: str, shape: tuple[int, ...]) -> None:
+    if dtype not in _DTYPES:
+        raise PictureError(f"must hold {', '.join(_DTYPES)}, got {dtype}")
+    if len(shape) == 3 and shape[2] > _MOST_CHANNELS:
         raise PictureError(
-            f"must be (H, W) or (H, W, C) with at most {_MOST_CHANNELS} channels, "
-            f"got shape {picture.shape}"
+            f"must be (H, W) or (H, W, C) with at most {_MOST_CHANNELS} channels, got shape {shape}"
         )
 
 
@@ -168,7 +213,7 @@ def checked(picture: np.ndarray) -> np.ndarray:
         picture = picture[..., None]
     if picture.ndim != 3 or picture.size == 0:
         raise PictureError(f"must be (H, W) or (H, W, C), got shape {picture.shape}")
-    _check_kind(picture)
+    _check_kind(picture.dtype.name, picture.shape)
     if not picture.dtype.isnative:
         picture = picture.astype(picture.dtype.newbyteorder("="))
     return picture

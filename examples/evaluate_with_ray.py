@@ -44,7 +44,8 @@ def main() -> None:
     print(*errors, sep="\n")
     compared = len(found) - len(errors)
     mean = pyarrow.compute.mean(found["ssim"].filter(pyarrow.compute.equal(found["error"], "")))
-    print(f"{compared} compared, {len(errors)} not; mean SSIM {mean.as_py():.6f}")
+    said = f"; mean SSIM {mean.as_py():.6f}" if compared else ""
+    print(f"{compared} compared, {len(errors)} not{said}")
 
 
 if __name__ == "__main__":

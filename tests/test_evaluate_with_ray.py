@@ -21,22 +21,31 @@ import ssim_fused
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_example_on_a_local_ray(tmp_path):
-    ours, theirs = save_pairs(tmp_path, 3)
-    (tmp_path / "list.csv").write_text(
-        "input,target\n" + "".join(f"a/0{i}.png,b/0{i}.png\n" for i in range(4))
-    )
+def run(folder, names):
+    """The example with a list of pairs of these names; what it prints."""
+    lines = [f"a/{name},b/{name}\n" for name in names]
+    (folder / "list.csv").write_text("".join(["input,target\n", *lines]))
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "evaluate_with_ray.py", "list.csv", "out"],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert "3 compared, 1 not" in done.stdout
-    assert "03.png: no such file" in done.stdout
+    return done.stdout
+
+
+def test_the_example_where_nothing_can_be_compared(tmp_path):
+    assert run(tmp_path, ["00.png"]).splitlines()[-1] == "0 compared, 1 not"
+
+
+def test_the_example_on_a_local_ray(tmp_path):
+    ours, theirs = save_pairs(tmp_path, 3)
+    said = run(tmp_path, [f"0{i}.png" for i in range(4)])
+    assert "3 compared, 1 not; mean SSIM" in said
+    assert "03.png: no such file" in said
     table = pq.read_table(tmp_path / "out").sort_by("input")
     names = [np.array([str(d / f"0{i}.png") for i in range(3)]) for d in (ours, theirs)]
     expected = ssim_fused.evaluate_batch(dict(zip(("input", "target"), names)))

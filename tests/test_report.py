@@ -101,6 +101,21 @@ def test_pictures_of_every_kind_are_drawn(shape, dtype):
         assert np.abs(np.asarray(shown)[..., 0].astype(int) - expected).max() <= 1
 
 
+def test_negative_values_are_drawn(tmp_path):
+    array = 2 * picture(dtype=np.float32) - 1
+    summary = Summary()
+    paths = [save(tmp_path / f"{i}.npy", (1 - i / 2) * array) for i in range(2)]
+    settings = Settings(data_range=2.0)
+    summary.add(result_of(Pair(*map(str, paths)), settings))
+    (row,) = content(report.render(summary, settings, 1, ""))["rows"]
+    black = array.min()
+    for uri, values in zip(row["pictures"], (array, array / 2)):
+        shown = np.asarray(image(uri)).astype(int)
+        assert np.abs(shown - 255 * (values - black) / 2).max() <= 1
+    sheet = np.asarray(drawing.draw_difference(array, array / 2, 2.0, "same")).astype(int)
+    assert np.abs(sheet[:, :48] - 255 * (array - black) / 2).max() <= 1
+
+
 def test_inks_are_drawn_as_colours(tmp_path):
     inks = Image.fromarray(picture()).convert("CMYK")
     inks.save(tmp_path / "p.tif")

@@ -65,10 +65,18 @@ def draw_map(similarity: np.ndarray) -> Image.Image:
     return Image.fromarray(COLOURS[index])
 
 
-def draw_picture(picture: np.ndarray, data_range: float) -> Image.Image:
-    """A picture (H, W, C) of any type in eight bits: grey, RGB, with alpha, or CMYK."""
+def lowest(*pictures: np.ndarray) -> float:
+    """What is drawn black: 0, or the least value where that is negative, one for all."""
+    return min(0.0, *(float(picture.min()) for picture in pictures))
+
+
+def draw_picture(picture: np.ndarray, data_range: float, low: float = 0.0) -> Image.Image:
+    """A picture (H, W, C) of any type in eight bits: grey, RGB, with alpha, or CMYK.
+
+    low: what is drawn black; the data range above it is white.
+    """
     if picture.dtype != np.uint8 or data_range != 255:
-        scaled = np.clip(picture.astype(np.float32) / data_range, 0, 1)
+        scaled = np.clip((picture.astype(np.float32) - low) / data_range, 0, 1)
         picture = np.round(255 * scaled).astype(np.uint8)
     if isinstance(picture, Inks):
         return Image.frombytes("CMYK", picture.shape[1::-1], picture.tobytes())
@@ -80,7 +88,8 @@ def draw_difference(
 ) -> Image.Image:
     """Two pictures and their SSIM map, side by side, on white."""
     found = ssim_map(input, target, data_range, padding)
-    parts = [draw_picture(picture, data_range).convert("RGB") for picture in (input, target)]
+    low = lowest(input, target)
+    parts = [draw_picture(picture, data_range, low).convert("RGB") for picture in (input, target)]
     parts.append(draw_map(found))
     gap = 8
     width = sum(part.width for part in parts) + gap * (len(parts) - 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._version import __version__
 from .compare import Result, Settings
-from .drawing import COLOURS, data_uri, draw_map, draw_picture, ssim_map
+from .drawing import COLOURS, data_uri, draw_map, draw_picture, lowest, ssim_map
 from .pictures import read_picture
 from .summary import Summary
 from .writers import finite
@@ -99,5 +99,6 @@ def _pictures(result: Result, settings: Settings) -> dict[str, Any]:
         found = ssim_map(first, second, result["data_range"], result["padding"])
     except ValueError as error:  # a file has changed since: PictureError, or they do not fit
         return {"gone": str(error)}
-    drawn = [draw_picture(picture, result["data_range"]) for picture in (first, second)]
+    low = lowest(first, second)
+    drawn = [draw_picture(picture, result["data_range"], low) for picture in (first, second)]
     return {"pictures": [data_uri(image) for image in (*drawn, draw_map(found))]}

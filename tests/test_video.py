@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import queue
 import re
 import signal
 import threading
@@ -26,7 +27,7 @@ from test_command import call, handlers  # noqa: F401
 
 from ssim_fused import command
 from ssim_fused.evaluation.compare import Settings, compare
-from ssim_fused.evaluation.video import Video
+from ssim_fused.evaluation.video import Video, VideoError
 
 
 def frames(count, seed=0, size=(64, 80)):
@@ -40,8 +41,8 @@ def frames(count, seed=0, size=(64, 80)):
         yield np.clip(still.astype(int) + noise, 0, 255).astype(np.uint8)
 
 
-def write(path, pictures, codec="ffv1", format="bgr0"):
-    """Lossless unless it is told otherwise, 10 frames a second."""
+def write(path, pictures, codec="ffv1", format="bgr0", first=0):
+    """Lossless unless it is told otherwise, 10 frames a second; the first one may come later."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(10))
         stream.pix_fmt = format
@@ -50,6 +51,7 @@ def write(path, pictures, codec="ffv1", format="bgr0"):
                 stream.height, stream.width = array.shape[:2]
             deep = array.dtype == np.uint16
             frame = av.VideoFrame.from_ndarray(array, format="rgb48le" if deep else "rgb24")
+            frame.pts, frame.time_base = first + i, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -81,6 +83,28 @@ def test_values_of_each_frame(tmp_path, videos):
     assert worst.split()[1] == "5"
 
 
+def test_seconds_begin_with_the_first_frame(tmp_path):
+    path = write(tmp_path / "late.mkv", frames(3), first=50)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).time == pytest.approx(5)
+    call("video", path, path, "--csv", tmp_path / "r.csv")
+    found = [float(row["time"]) for row in rows(tmp_path / "r.csv")]
+    assert found == pytest.approx([0, 0.1, 0.2], abs=1e-3)
+
+
+def test_any_error_of_a_decoder_ends_a_video(videos, monkeypatch):
+    def fail(self, format):
+        raise RuntimeError("no such format")
+
+    monkeypatch.setattr(av.VideoFrame, "to_ndarray", fail)
+    video = Video(videos[0], 10**6)
+    ready = queue.Queue.get
+    monkeypatch.setattr(video._ready, "get", lambda: ready(video._ready, timeout=20))
+    with pytest.raises(VideoError, match="cannot be read after 0 frames: no such format"):
+        next(iter(video))
+    video.close()
+
+
 def test_more_bits_are_kept(tmp_path):
     array = picture((64, 80), dtype=np.uint16) & 0xFFC0  # 10 bits
     path = write(tmp_path / "deep.mkv", [array], format="gbrp10le")
@@ -102,6 +126,13 @@ def test_plot_and_pictures_of_the_worst_frames(tmp_path, videos):
     assert sheet.shape == (64, 3 * 80 + 2 * 8, 3)
     assert np.array_equal(sheet[:, :80], list(frames(12, 0))[5])
     assert np.array_equal(sheet[:, 88:168], list(frames(12, 1))[5])
+
+
+@pytest.mark.parametrize("name", [r"$\q$.mkv", "\udcff.mkv"])
+def test_a_plot_has_the_names_as_they_are(tmp_path, videos, name):
+    first = videos[0].rename(tmp_path / name)
+    done = call("video", first, videos[1], "--plot", tmp_path / "plot.png", "--quiet")
+    assert done.exit_code == 0, done.stderr
 
 
 def test_fail_under(videos):

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .video import Course
+from .writers import escaped
 
 
 def plot_course(path: Path, course: Course, title: str) -> None:
@@ -24,7 +25,8 @@ def plot_course(path: Path, course: Course, title: str) -> None:
         point = course.times[number], course.similarities[number]
         axes.plot(*point, "o", color="tab:red", label="the worst frames" if place == 0 else None)
         axes.annotate(f" {number}", point, fontsize=8)
-    axes.set(xlabel="seconds", ylabel="SSIM", title=title)
+    axes.set(xlabel="seconds", ylabel="SSIM")
+    axes.set_title(escaped(title), parse_math=False)  # a name may hold dollars
     axes.grid(alpha=0.3)
     if worst:
         axes.legend()

@@ -37,7 +37,7 @@ class VideoError(ValueError):
 class Frame(NamedTuple):
     """A picture of a video."""
 
-    time: float  # seconds from its beginning
+    time: float  # seconds from its first frame
     picture: np.ndarray  # (H, W, 3), uint8 or, of videos of more bits, uint16
 
 
@@ -83,17 +83,19 @@ class Video:
         return None
 
     def _decode(self) -> None:
-        count, error = 0, None
+        count, start, error = 0, 0.0, None
         try:
             for frame in self._container.decode(self._stream):
                 deep = any(part.bits > 8 for part in frame.format.components)
                 picture = frame.to_ndarray(format="rgb48le" if deep else "rgb24")
                 rate = self._stream.average_rate
                 seconds = frame.time if frame.time is not None else count / float(rate or 1)
+                if count == 0:
+                    start = seconds
                 count += 1
-                if not self._put(Frame(seconds, picture)):
+                if not self._put(Frame(seconds - start, picture)):
                     break
-        except (av.FFmpegError, OSError, ValueError, MemoryError) as found:
+        except Exception as found:  # whatever it is: the other thread waits for an end
             where = f"after {count} frames"
             error = VideoError(f"{self.path}: cannot be read {where}: {_reason(found)}")
         self._put(_End(error))

@@ -168,10 +168,11 @@ _SCHEMA = pyarrow.schema([(name, _ARROW[kind]) for name, kind in FIELDS.items()]
 def _as_utf8(result: Result) -> Result:
     """With bytes of names that are not UTF-8, which Parquet does not have, as ``\\udcff``."""
     names = ("input", "target", "error")
-    return result | {name: _escaped(result[name]) for name in names if result[name] is not None}
+    return result | {name: escaped(result[name]) for name in names if result[name] is not None}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that is UTF-8, of names that may not be."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -305,5 +306,5 @@ def rewrite(kind: str, path: Path, results: Iterable[Result]) -> None:
 
 def key_of(input: str | None, target: str | None) -> int:
     """A number that stands for a pair, so that a million of them need little memory."""
-    names = _escaped(f"{input or ''}\0{target or ''}").encode()  # the same in files of all kinds
+    names = escaped(f"{input or ''}\0{target or ''}").encode()  # the same in files of all kinds
     return int.from_bytes(blake2b(names, digest_size=8).digest(), "big")

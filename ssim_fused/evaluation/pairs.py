@@ -70,15 +70,6 @@ def _alternate(first: Iterable, second: Iterable) -> list:
 # ---- folders ----
 
 
-def _identity(folder: str | Path) -> frozenset[tuple[int, int]]:
-    """What is the same by every name of a folder; empty where it is gone."""
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return frozenset()
-    return frozenset({(status.st_dev, status.st_ino)})
-
-
 def _pictures(folder: Path) -> tuple[list[str], list[OSError]]:
     """Paths of the pictures within a folder, sorted; and what could not be read.
 
@@ -86,12 +77,12 @@ def _pictures(folder: Path) -> tuple[list[str], list[OSError]]:
     """
     errors: list[OSError] = []
     found = []
-    above = {str(folder): _identity(folder)}  # a folder, and those that hold it
+    above = {str(folder): {os.path.realpath(folder)}}  # a folder, and those that hold it
     for root, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
         holders = above.pop(root)
-        inner = {name: _identity(os.path.join(root, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if not inner[name] & holders)
-        above |= {os.path.join(root, name): holders | inner[name] for name in folders}
+        inner = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if inner[name] not in holders)
+        above |= {os.path.join(root, name): holders | {inner[name]} for name in folders}
         inside = os.path.relpath(root, folder)
         for name in files:
             if name.lower().endswith(SUFFIXES):

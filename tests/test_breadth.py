@@ -88,6 +88,9 @@ WINDOWS = {
     "own, two": {"window": [[0.25, 0.5, 0.25], OWN]},
     "own, of one pixel": {"window": [[1.0], OWN]},
     "11 and 1.5 as a user writes them": {"window_size": (11, 11), "sigma": (1.5, 1.5)},
+    # the CPU kernel divides eleven taps by their middle one
+    "nothing in the middle": {"window": (*[0.1] * 5, 0.0, *[0.1] * 5)},
+    "next to nothing in the middle": {"window": (*[0.1] * 5, 1e-15, *[0.1] * 5)},
 }
 
 

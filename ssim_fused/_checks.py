@@ -219,14 +219,14 @@ def _windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float,
     return (_user_window("window", window),)
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """Lists, tensors and numpy's arrays as tuples."""
     if isinstance(value, Tensor):
         value = value.detach()
     # Dynamo cannot ask its numbers for attributes
     if not isinstance(value, (int, float)) and hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 # ---- all settings ----
@@ -282,8 +282,8 @@ def check_settings(*settings: Any, **named: Any) -> Settings:
             tensors = any(isinstance(value, Tensor) for value in (*settings, *named.values()))
             if not tensors and "unhashable" not in str(error):
                 raise
-    named = {name: _hashable(value) for name, value in named.items()}
-    return check(*map(_hashable, settings), **named)
+    named = {name: hashable(value) for name, value in named.items()}
+    return check(*map(hashable, settings), **named)
 
 
 def default_range(image: Tensor) -> float:

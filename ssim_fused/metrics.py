@@ -2,18 +2,21 @@
 
 State is a sum in float64 and a count, whatever the number of images; it is summed across processes.
 Every image counts once, so the value does not depend on how images are split into batches and
-processes. Apple's GPUs have no float64: there, give a metric what ``.cpu()`` makes of the images.
+processes. Beside them 16 bytes mark the settings, so that a MetricCollection takes no two metrics
+of other settings for one. Apple's GPUs have no float64: there, give a metric what ``.cpu()`` makes
+of the images.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import KINDS, SETTINGS, check_names, check_settings, share
+from ._checks import KINDS, SETTINGS, check_names, check_settings, hashable, share
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
 from .functional import ms_ssim_loss, ssim_loss
@@ -34,6 +37,13 @@ def _checked(metric: Metric, settings: dict[str, Any], names: Sequence[str]) -> 
     )
 
 
+def _mark(metric: Metric, settings: dict[str, Any]) -> Tensor:
+    """[16] bytes that metrics of one class and equal settings share, and no others."""
+    named = sorted((name, hashable(value)) for name, value in settings.items())
+    said = repr((type(metric).__name__, named))
+    return torch.tensor(list(hashlib.sha256(said.encode()).digest()[:16]), dtype=torch.uint8)
+
+
 class _Mean(Metric):
     """1 minus the mean of losses of images."""
 
@@ -44,11 +54,14 @@ class _Mean(Metric):
     plot_upper_bound = 1.0
     loss: Tensor
     images: Tensor
+    settings: dict[str, Any]
 
     def _add_states(self) -> None:
         zero = torch.zeros((), dtype=torch.float64)
         self.add_state("loss", default=zero, dist_reduce_fx="sum")
         self.add_state("images", default=zero.clone(), dist_reduce_fx="sum")
+        # metrics whose states are equal after a first batch are one to a MetricCollection
+        self.add_state("mark", default=_mark(self, self.settings), dist_reduce_fx="max")
 
     def _add(self, losses: Tensor) -> None:
         self.loss = self.loss + losses.double().sum()

@@ -54,14 +54,16 @@ def test_any_split_has_one_value(make, value, size):
     assert values[0] == pytest.approx(value(x.double(), y.double()).item(), abs=1e-6)
 
 
-def test_state_is_two_numbers():
+def test_state_is_two_numbers_and_a_mark_of_the_settings():
     metric = StructuralSimilarity()
     x, y = images()
     for _ in range(5):
         metric.update(x, y)
     state = metric.metric_state
-    assert set(state) == {"loss", "images"}
-    assert all(v.shape == () and v.dtype == torch.float64 for v in state.values())
+    assert set(state) == {"loss", "images", "mark"}
+    assert all(state[name].shape == () for name in ("loss", "images"))
+    assert all(state[name].dtype == torch.float64 for name in ("loss", "images"))
+    assert (state["mark"].shape, state["mark"].dtype) == ((16,), torch.uint8)
     assert state["images"] == 40
     metric.reset()
     assert metric.images == 0
@@ -125,6 +127,48 @@ def test_beside_other_metrics():
 
     metrics = MetricCollection([StructuralSimilarity(), MeanSquaredError()])
     assert set(metrics(*images())) == {"StructuralSimilarity", "MeanSquaredError"}
+
+
+def test_a_collection_merges_equal_settings_alone():
+    """Its first batch of equal images has a loss of 0, whatever the settings."""
+    from torchmetrics import MetricCollection
+
+    def make():
+        return {
+            "ssim": StructuralSimilarity(),
+            "same": StructuralSimilarity(),
+            "ms_ssim": MultiScaleStructuralSimilarity(),
+            "uniform": StructuralSimilarity(window="uniform"),
+            "taps": StructuralSimilarity(window=torch.tensor([0.25, 0.5, 0.25])),
+        }
+
+    x, y = images((176, 180))
+    metrics, alone = MetricCollection(make()), make()
+    for batch in ((x, x), (x, y)):
+        metrics.update(*batch)
+        for metric in alone.values():
+            metric.update(*batch)
+    assert metrics.compute() == {name: metric.compute() for name, metric in alone.items()}
+    assert sorted(map(sorted, metrics.compute_groups.values())) == [
+        ["ms_ssim"],
+        ["same", "ssim"],
+        ["taps"],
+        ["uniform"],
+    ]
+
+
+def test_a_state_without_a_mark_is_loaded():
+    x, y = images()
+    metric, other = StructuralSimilarity(), StructuralSimilarity()
+    for each in (metric, other):
+        each.persistent(True)
+    metric.update(x, y)
+    state = metric.state_dict()
+    del state["mark"]
+    other.load_state_dict(state, strict=False)
+    other.update(x, x)
+    metric.update(x, x)
+    assert other.compute() == metric.compute()
 
 
 @pytest.mark.parametrize(

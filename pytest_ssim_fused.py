@@ -5,6 +5,7 @@ It is loaded in every test run where ssim_fused is installed, so it imports next
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+_MOST_BYTES = 120  # of a name; some file systems take 143 and no more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,12 +32,12 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
     """A function that fails a test whose picture is not what is expected; it returns the SSIM.
 
     ``assert_images_similar(actual, expected, at_least=0.98, data_range=None, padding="same")``:
-    pictures are paths, or what ``numpy.asarray`` takes, (H, W) or (H, W, C). ``data_range`` is 255,
-    65535 or 1 by their type, unless it is given. On failure both pictures and the SSIM map lie side
-    by side in a PNG in ``--image-diffs``, named after the test.
+    pictures are paths, Pillow's, or what ``numpy.asarray`` takes, (H, W) or (H, W, C).
+    ``data_range`` is 255, 65535 or 1 by their type, unless it is given. On failure both pictures
+    and the SSIM map lie side by side in a PNG in ``--image-diffs``, named after the test.
     """
     folder = request.config.rootpath / request.config.getoption("image_diffs")
-    name = re.sub(r"[^\w.=-]+", "_", request.node.nodeid).strip("_")
+    name = _file_name(request.node.nodeid)
     taken = 0
 
     def check(
@@ -66,14 +69,25 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
     return check
 
 
+def _file_name(test: str) -> str:
+    """A test's name as far as files may have it, and a hash, as others may come to the same."""
+    encoded = test.encode(errors="backslashreplace")
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    readable = re.sub(r"[^\w.=-]+", "_", test).strip("_").encode(errors="replace")
+    return f"{readable[:_MOST_BYTES].decode(errors='ignore')}-{digest}"
+
+
 def _picture(what: Any) -> Any:
     import numpy as np
+    from PIL import Image
 
-    from ssim_fused.evaluation.pictures import PictureError, checked, read_picture
+    from ssim_fused.evaluation.pictures import PictureError, checked, from_pillow, read_picture
 
     try:
         if isinstance(what, (str, os.PathLike)):
             return read_picture(Path(what))
+        if isinstance(what, Image.Image):
+            return checked(from_pillow(what))
         return checked(np.asarray(what))
     except PictureError as error:
         pytest.fail(f"images cannot be compared: {error}")

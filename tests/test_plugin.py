@@ -43,10 +43,49 @@ def test_missing(assert_images_similar):
     assert_images_similar("no.png", second)
 """
 
+NAMES = """
+import numpy as np
+import pytest
 
-def run(folder, *options):
-    """pytest on TESTS with this plugin alone."""
-    (folder / "test_it.py").write_text(TESTS)
+names = ["a/b", "a_b", "a b", "x" * 300, "x" * 299 + "y", "\u2603" * 200]
+
+@pytest.mark.parametrize("name", range(6), ids=names)
+def test_other(assert_images_similar, name):
+    assert_images_similar(np.zeros((20, 20), np.uint8), np.full((20, 20), 255, np.uint8))
+"""
+
+PALETTES = """
+from PIL import Image
+
+def bars(palette, transparency=None):
+    image = Image.new("P", (24, 24))
+    image.putdata([column // 8 % 2 for _ in range(24) for column in range(24)])
+    image.putpalette(palette)
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    return image
+
+dark, light = (0, 0, 0), (255, 255, 255)
+
+def test_same(assert_images_similar):
+    assert assert_images_similar(bars(dark + light), bars(dark + light).convert("RGB")) == 1
+    bits = bars(dark + light).convert("1")
+    assert assert_images_similar(bits, bits.convert("L")) == 1
+
+def test_inverse(assert_images_similar):
+    assert_images_similar(bars(dark + light), bars(light + dark))
+
+def test_transparent(assert_images_similar):
+    assert_images_similar(bars(dark + light, 0), bars(dark + light, 1))
+
+def test_kind(assert_images_similar):
+    assert_images_similar(bars(dark + light).convert("I"), bars(dark + light))
+"""
+
+
+def run(folder, *options, tests=TESTS):
+    """pytest on such tests with this plugin alone."""
+    (folder / "test_it.py").write_text(tests)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "pytest_ssim_fused", *options, "test_it.py"],
         cwd=folder,
@@ -66,16 +105,31 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "3 failed, 1 passed" in done.stdout
     paths = sorted((tmp_path / "diffs").iterdir())
-    assert [path.name for path in paths] == [
-        "test_it.py_test_other_a_b_c-1.png",
-        "test_it.py_test_other_a_b_c.png",
-    ]
+    test = "test_it.py_test_other_a_b_c-59f86eef"
+    assert [path.name for path in paths] == [f"{test}-1.png", f"{test}.png"]
     assert f"is below 0.98; see {paths[0]}" in done.stdout
     sheet = np.asarray(Image.open(paths[0]))
     assert np.array_equal(sheet[:, :48], first)
     assert np.array_equal(sheet[:, 56:104], second)
     assert "differ in size: 48 x 40 and 48 x 39" in done.stdout
     assert "no.png: no such file" in done.stdout
+
+
+def test_each_test_has_a_file_of_its_own(tmp_path):
+    done = run(tmp_path, tests=NAMES)
+    assert "6 failed" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("E       Failed: images differ: SSIM") == 6
+    paths = list((tmp_path / "image-diffs").iterdir())
+    assert len(paths) == 6
+    assert all(path.name.startswith("test_it.py_test_other_") for path in paths)
+    assert max(len(os.fsencode(path.name)) for path in paths) < 143
+
+
+def test_pictures_of_pillow_are_colours(tmp_path):
+    done = run(tmp_path, tests=PALETTES)
+    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("E       Failed: images differ: SSIM") == 2
+    assert "has pixels of a kind that is not supported (I)" in done.stdout
 
 
 def test_loading_it_imports_no_torch():

@@ -187,15 +187,20 @@ def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
         _check_size(*image.size, max_pixels)
         if image.format != "MPO":
             _check_single(getattr(image, "n_frames", 1))
-        if image.mode == "CMYK":
-            return np.asarray(image).view(Inks)
-        if image.mode in _PILLOW_MODES:
-            return np.asarray(image)
-        if image.mode == "P":
-            return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB"))
-        if image.mode in ("1", "PA", "RGBX", "YCbCr", "LAB"):
-            return np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
-        raise PictureError(f"has pixels of a kind that is not supported ({image.mode})")
+        return from_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """A picture of Pillow's as numbers: colours, not indices of a palette; CMYK as Inks."""
+    if image.mode == "CMYK":
+        return np.asarray(image).view(Inks)
+    if image.mode in _PILLOW_MODES:
+        return np.asarray(image)
+    if image.mode == "P":
+        return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB"))
+    if image.mode in ("1", "PA", "RGBX", "YCbCr", "LAB"):
+        return np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
+    raise PictureError(f"has pixels of a kind that is not supported ({image.mode})")
 
 
 def _check_kind(dtype: str, shape: tuple[int, ...]) -> None:

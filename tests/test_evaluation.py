@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -699,10 +700,82 @@ def test_a_batch_of_paths_or_pictures(tmp_path):
     assert ssim_fused.evaluate_batch(stacked)["ssim"].tolist() == expected
 
 
+def test_what_a_batch_may_hold(tmp_path):
+    a, b = save_pairs(tmp_path, 1)
+    first, second = a / "00.png", b / "00.png"
+    expected = ssim_fused.evaluate_batch({"input": [str(first)], "target": [str(second)]})
+    array = read_picture(second)
+    others = [second, str(second), array, torch.from_numpy(array), Image.fromarray(array)]
+    for input in (first, read_picture(first)):
+        found = ssim_fused.evaluate_batch({"input": [input] * len(others), "target": others})
+        assert found["error"].tolist() == [""] * len(others)
+        assert found["ssim"].tolist() == expected["ssim"].tolist() * len(others)
+    palette = Image.fromarray(array).quantize(4)
+    found = ssim_fused.evaluate_batch({"input": [palette], "target": [palette.convert("RGB")]})
+    assert found["ssim"] == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        (None, "input is null"),
+        (float("nan"), "input is null"),
+        (np.float32("nan"), "input is null"),
+        (Path("no.png"), "no.png: no such file"),
+        ([[1, 2], [3]], "input is no picture: setting an array element"),
+        (torch.zeros(8, 8, requires_grad=True), "input is no picture: .*requires grad"),
+        (torch.zeros(8, 8).bfloat16(), "input is no picture: .*BFloat16"),
+        (Image.new("I", (8, 8)), "has pixels of a kind that is not supported"),
+        (7, r"must be \(H, W\)"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_its_error_alone(what, error):
+    good = np.zeros((8, 8), np.uint8)
+    found = ssim_fused.evaluate_batch({"input": [what, good], "target": [good, good]})
+    assert re.match(error, found["error"][0])
+    assert found["error"][1] == ""
+    assert found["ssim"].tolist() == pytest.approx([math.nan, 1], nan_ok=True)
+    swapped = ssim_fused.evaluate_batch({"input": [good], "target": [what]})
+    assert re.match(error.replace("input", "target"), swapped["error"][0])
+
+
+def test_no_memory_for_a_pair_of_pictures(monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    good = np.zeros((8, 8), np.uint8)
+    monkeypatch.setattr("ssim_fused.evaluation.batch.compare", refuse)
+    found = ssim_fused.evaluate_batch({"input": [good], "target": [good]})
+    assert found["error"].tolist() == ["no memory to compare the pictures"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_the_limit_of_a_batch_is_that_of_its_settings(tmp_path, monkeypatch, suffix):
+    """Pillow's own, beyond twice of which it refuses, is for others."""
+    path = tmp_path / f"picture.{suffix}"
+    Image.new("RGB", (40, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    batch = {"input": [path], "target": [path]}
+    assert ssim_fused.evaluate_batch(batch)["error"].tolist() == [""]
+    assert "limit of 1000" in ssim_fused.evaluate_batch(batch, max_pixels=1000)["error"][0]
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+    def nested(*_):
+        ssim_fused.evaluate_batch({"input": [], "target": []})
+        return compare_files(path, path, Settings())
+
+    monkeypatch.setattr("ssim_fused.evaluation.batch.compare_files", nested)
+    assert ssim_fused.evaluate_batch(batch)["error"].tolist() == [""]
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 @pytest.mark.parametrize(
     ("batch", "settings", "message"),
     [
         ({"input": []}, {}, "columns input and target, got input"),
+        ({"input": [1, 2], "target": [1]}, {}, "one length, got input 2, target 1"),
+        ({"input": [1], "target": [1], "n": []}, {}, "got input 1, target 1, n 0"),
+        ({"input": [], "target": [], "error": [], "height": []}, {}, "results: height, error"),
         ({"input": [], "target": []}, {"data_range": -1.0}, "data_range must be positive"),
         ({"input": [], "target": []}, {"padding": "zeros"}, "padding must be one of"),
     ],

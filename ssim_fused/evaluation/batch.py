@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .compare import FIELDS, Result, Settings, compare, compare_files, failed
-from .pictures import MAX_PIXELS, PictureError, checked
+from .pictures import MAX_PIXELS, PictureError, checked, from_pillow, read_picture
+
+_NAMES = [name for name in FIELDS if name not in ("input", "target")]  # of results
 
 
 def evaluate_batch(
@@ -21,8 +28,8 @@ def evaluate_batch(
     """SSIM, MS-SSIM, PSNR, MSE and L1 of a batch of pairs, for ``ray.data.Dataset.map_batches``.
 
     Args:
-        batch: columns ``input`` and ``target``: paths, or pictures (H, W) or (H, W, C). Other
-            columns are handed on.
+        batch: columns ``input`` and ``target``: paths, or pictures, Pillow's or (H, W) or
+            (H, W, C). Other columns are handed on.
         data_range: range of the values; by default 255, 65535 or 1, by their type.
         padding: border of the SSIM map, as in :func:`ssim_fused.ssim_loss`.
         ms_ssim: whether to compute MS-SSIM, of pictures of at least 176 x 176.
@@ -33,7 +40,8 @@ def evaluate_batch(
         that cannot be compared has an ``error``, and the others are still done.
 
     Raises:
-        ValueError: a column is missing, or a setting is wrong.
+        ValueError: a column is missing, longer than another or named as one of the results, or a
+            setting is wrong.
 
     Example:
         >>> ray.data.read_csv("pairs.csv").map_batches(ssim_fused.evaluate_batch).write_csv("out")
@@ -42,18 +50,67 @@ def evaluate_batch(
     missing = {"input", "target"}.difference(batch)
     if missing:
         raise ValueError(f"a batch needs the columns input and target, got {', '.join(batch)}")
-    results = [_result(*pair, settings) for pair in zip(batch["input"], batch["target"])]
-    names = [name for name in FIELDS if name not in ("input", "target")]
-    return dict(batch) | {name: _column(name, results) for name in names}
+    if taken := [name for name in _NAMES if name in batch]:
+        raise ValueError(f"a batch has columns that are named as results: {', '.join(taken)}")
+    lengths = {name: len(column) for name, column in batch.items()}
+    if len({*lengths.values()}) > 1:
+        said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"columns of a batch must have one length, got {said}")
+    with _pillow_unlimited():
+        results = [_result(*pair, settings) for pair in zip(batch["input"], batch["target"])]
+    return dict(batch) | {name: _column(name, results) for name in _NAMES}
+
+
+_lock = threading.Lock()
+_limits: list[int | None] = []  # what Pillow's limit was, for each batch that is being done
+
+
+@contextlib.contextmanager
+def _pillow_unlimited() -> Iterator[None]:
+    """Pillow's limit, one for the process, makes way for that of the settings."""
+    with _lock:
+        _limits.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _lock:
+            limit = _limits.pop()
+            if not _limits:  # the last one has what the first one found
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_path(what: Any) -> bool:
+    return isinstance(what, (str, os.PathLike))
 
 
 def _result(input: Any, target: Any, settings: Settings) -> Result:
-    if isinstance(input, str) and isinstance(target, str):
-        return compare_files(input, target, settings)
+    if _is_path(input) and _is_path(target):
+        return compare_files(os.fsdecode(input), os.fsdecode(target), settings)
     try:
-        return compare(checked(np.asarray(input)), checked(np.asarray(target)), settings)
+        first = _picture("input", input, settings)
+        return compare(first, _picture("target", target, settings), settings)
     except PictureError as error:
         return failed(str(error))
+    except MemoryError:
+        return failed("no memory to compare the pictures")
+
+
+def _picture(name: str, what: Any, settings: Settings) -> np.ndarray:
+    """A picture of a column, or a PictureError."""
+    if what is None or (isinstance(what, (float, np.floating)) and np.isnan(what)):
+        raise PictureError(f"{name} is null")
+    if _is_path(what):
+        return read_picture(os.fsdecode(what), settings.max_pixels)
+    if isinstance(what, Image.Image):
+        return checked(from_pillow(what))
+    try:
+        picture = np.asarray(what)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a ragged list, or of what any object's own conversion raises
+        raise PictureError(f"{name} is no picture: {error}") from error
+    return checked(picture)
 
 
 def _column(name: str, results: list[Result]) -> np.ndarray:

@@ -728,6 +728,26 @@ def test_install_offers_each_name_where_it_was(clean, library):
         assert not isinstance(sys.modules.get(target), compat._StandIn)
 
 
+@pytest.mark.parametrize("library", ["pytorch_msssim", "skimage"])
+def test_a_stand_in_answers_what_is_asked_of_any_module(clean, library):
+    target = next(iter(shim(library).STANDS_FOR))
+    with compat.install(library):
+        module = importlib.import_module(target)
+        assert not hasattr(module, "no_such_name")
+        assert getattr(module, "no_such_name", None) is None
+        with pytest.raises(AttributeError, match="no_such_name, only") as caught:
+            _ = module.no_such_name
+        assert (caught.value.name, caught.value.obj) == ("no_such_name", module)
+        with pytest.raises(ImportError, match="no_such_name, only"):
+            exec(f"from {target} import no_such_name")
+        assert importlib.util.find_spec(target) is module.__spec__
+        assert module.__spec__.name == target
+        names = {name: getattr(module, name) for name in module.__all__}
+        assert importlib.reload(module) is module
+        assert {name: getattr(module, name) for name in module.__all__} == names
+        assert not hasattr(module, "no_such_name")
+
+
 def test_install_leaves_the_rest_of_a_library(clean):
     original("torchmetrics", "structural_similarity_index_measure")
     with compat.install("torchmetrics"):

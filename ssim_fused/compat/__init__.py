@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -50,32 +51,50 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+class _NoName(AttributeError, NotImplementedError):
+    """A name that a stand-in lacks: ``hasattr`` takes an AttributeError for an answer."""
+
+
+class _NoModule(ImportError, NotImplementedError):
+    """The same of a module, and of ``from stand_in import name``."""
+
+
 class _StandIn(ModuleType):
     """A module that has some names of another, and refuses the others."""
 
     def __init__(self, name: str, offered: dict[str, Any]) -> None:
         super().__init__(name, f"ssim_fused.compat in the place of {name}")
         self.__path__: list[str] = []  # a package without files: nothing lies below it
+        self.__spec__ = ModuleSpec(name, loader=None, is_package=True)
         self.__dict__.update(offered)
         self.__all__ = sorted(offered)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python and its tools ask of any module
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        raise NotImplementedError(
+        raise _NoName(
             f"ssim_fused.compat does not cover {self.__name__}.{name}, "
-            f"only {', '.join(self.__all__)}"
+            f"only {', '.join(self.__all__)}",
+            name=name,
+            obj=self,
         )
 
 
-class _Below:
-    """A finder that refuses modules below a stand-in."""
+class _Finder:
+    """Refuses modules below a stand-in; a stand-in that is reloaded stays what it is."""
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
-        parent = name.rpartition(".")[0]
-        if isinstance(sys.modules.get(parent), _StandIn):
-            raise ImportError(f"ssim_fused.compat does not cover the module {name}", name=name)
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if isinstance(target, _StandIn):
+            return target.__spec__
+        parent = sys.modules.get(name.rpartition(".")[0])
+        if isinstance(parent, _StandIn):
+            raise _NoModule(
+                f"ssim_fused.compat does not cover the module {name}, "
+                f"only {', '.join(parent.__all__)}",
+                name=name,
+            )
+        return None
 
 
 class Installed:
@@ -114,8 +133,9 @@ def install(library: str) -> Installed:
 
     Call it before the program imports the library: names that are already imported stay what they
     are. Of a library with many modules only those with SSIM are replaced (``kornia.losses``, not
-    ``kornia``). A name that a stand-in lacks is a NotImplementedError where it is used; a module
-    below it, an ImportError.
+    ``kornia``). A name that a stand-in lacks is a NotImplementedError where it is used, which is an
+    AttributeError, too; a module below it, and what is imported from it, one that is an
+    ImportError.
 
     Args:
         library: one of ``LIBRARIES``.
@@ -163,8 +183,8 @@ def install(library: str) -> Installed:
         for child in names:
             attributes.append((holder, child, holder.__dict__.get(child, _MISSING)))
             setattr(holder, child, getattr(shim, child))
-    if _Below not in sys.meta_path:
-        sys.meta_path.insert(0, _Below)
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
     _installed[library] = (before, attributes)
     return Installed(library)
 
@@ -184,4 +204,4 @@ def uninstall(library: str) -> None:
         if module is not _MISSING:
             sys.modules[name] = module
     if not _installed:
-        sys.meta_path.remove(_Below)
+        sys.meta_path.remove(_Finder)

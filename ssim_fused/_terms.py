@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._autocast import promised_dtype, under_autocast
-from ._call import finish, to_request
+from ._call import to_request
 from ._checks import (
     Settings,
     check_beside,
@@ -39,8 +39,8 @@ def compute_terms(
     *,
     data_range: float | None = None,
     **names: Any,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], float]:
-    """image_loss, by a backend: the loss, its detached terms, and the data range.
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor, float]:
+    """image_loss, by a backend: the loss, its detached terms, the MSE unrounded, the data range.
 
     names: as in ssim_loss.
     """
@@ -55,14 +55,15 @@ def compute_terms(
     one_pass = settings.padding in ("same", "valid") and mask is None
     one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
     if one_pass:
-        request, promise = to_request(input, target, settings)
-        found = finish(terms(request, term_weights), promise)
-        ssim_term, mse_term, l1_term = found[1:].detach().unbind()
-        return found[0], (ssim_term, mse_term, l1_term), settings.data_range
-    value, separate = _separate_terms(
-        terms, input, target, settings, term_weights, mask, mask_threshold
-    )
-    return value, separate, settings.data_range
+        made = terms(to_request(input, target, settings)[0], term_weights)
+        value, found = made[0], made[1:].detach().unbind()
+    else:
+        value, found = _separate_terms(
+            terms, input, target, settings, term_weights, mask, mask_threshold
+        )
+    dtype = promised_dtype(input)
+    ssim_term, mse_term, l1_term = (term.to(dtype) for term in found)
+    return value.to(dtype), (ssim_term, mse_term, l1_term), found[1], settings.data_range
 
 
 def _separate_terms(
@@ -73,12 +74,15 @@ def _separate_terms(
     term_weights: tuple[float, float, float],
     mask: Tensor | None,
     mask_threshold: float,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The same where one pass does not serve: masks, volumes, borders, or no SSIM at all."""
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Loss and detached terms, in the type of sums, where one pass does not serve.
+
+    That is for masks, volumes, borders, or no SSIM at all.
+    """
     axes = check_images(input, target, settings)
     if term_weights[0]:
-        request, promise = to_request(input, target, settings, mask, mask_threshold)
-        alone = finish(terms(request, (1.0, 0.0, 0.0))[0], promise)
+        request, _ = to_request(input, target, settings, mask, mask_threshold)
+        alone = terms(request, (1.0, 0.0, 0.0))[0]
     else:
         alone = input.new_zeros((), dtype=accumulate_dtype(input))
     seen = None
@@ -91,10 +95,7 @@ def _separate_terms(
         _check_seen(seen)
         seen = seen if batched else seen.squeeze(0)
     found = [alone, *differences(input, target, term_weights[1:], seen)]
-    value = weighted_sum(term_weights, found)
-    dtype = promised_dtype(input)
-    ssim_term, mse, l1 = (term.detach().to(dtype) for term in found)
-    return value.to(dtype), (ssim_term, mse, l1)
+    return weighted_sum(term_weights, found), tuple(term.detach() for term in found)
 
 
 def _check_seen(seen: Tensor) -> None:

@@ -278,9 +278,12 @@ class ImageTerms(_Terms):
     # beside the tuple, which stays one of three; image_loss sets them
     _data_range: float | None = None
     _has_mse: bool = True
+    _exact_mse: Tensor | None = None  # not rounded to the images' dtype
 
     def psnr(self, data_range: float | None = None) -> Tensor:
         """Peak signal-to-noise ratio of all pixels together, in decibels; float32 at least.
+
+        Terms that :func:`image_loss` made have it from the MSE before it is rounded to their dtype.
 
         Args:
             data_range: where it is not given, that of the loss.
@@ -296,7 +299,8 @@ class ImageTerms(_Terms):
             data_range = self._data_range
         if data_range is None:
             raise ValueError("data_range must be given for terms that image_loss did not make")
-        return to_psnr(self.mse, positive("data_range", data_range))
+        mse = self.mse if self._exact_mse is None else self._exact_mse
+        return to_psnr(mse, positive("data_range", data_range))
 
 
 def image_loss(
@@ -343,7 +347,7 @@ def image_loss(
         >>> terms.psnr()
     """
     # fmt: off
-    loss, terms, checked_range = compute_terms(
+    loss, terms, exact_mse, checked_range = compute_terms(
         image_terms, input, target, (ssim, mse, l1), mask, mask_threshold,
         window_size=window_size, sigma=sigma, data_range=data_range, k1=k1, k2=k2,
         padding=padding, window=window, spatial_dims=spatial_dims,
@@ -354,6 +358,7 @@ def image_loss(
     named = ImageTerms(*terms)
     named._data_range = checked_range
     named._has_mse = bool(mse)
+    named._exact_mse = exact_mse
     return loss, named
 
 

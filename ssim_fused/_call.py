@@ -123,9 +123,13 @@ def _beside(value: Tensor | None, promise: Promise) -> Tensor | None:
     """A mask or weight with the axes that the images were given."""
     if not isinstance(value, Tensor):
         return value  # an error that check_beside explains
-    if not promise.batched and value.dim() == promise.axes + 1:
-        value = value.unsqueeze(0)
+    value = with_batch(value, promise.axes, promise.batched)
     return value.unsqueeze(-2) if promise.axes == 1 and value.dim() == 3 else value
+
+
+def with_batch(value: Tensor, axes: int, batched: bool) -> Tensor:
+    """A mask or weight beside images with a batch: of one image, it need not have that axis."""
+    return value if batched or value.dim() != axes + 1 else value.unsqueeze(0)
 
 
 def finish(value: Tensor, promise: Promise) -> Tensor:

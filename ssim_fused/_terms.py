@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._autocast import promised_dtype, under_autocast
-from ._call import to_request
+from ._call import to_request, with_batch
 from ._checks import (
     Settings,
     check_beside,
@@ -89,7 +89,7 @@ def _separate_terms(
     if mask is not None:
         batched = input.dim() == axes + 2
         image = input if batched else input.unsqueeze(0)
-        seen = mask if batched or not isinstance(mask, Tensor) else mask.unsqueeze(0)
+        seen = with_batch(mask, axes, batched) if isinstance(mask, Tensor) else mask
         check_beside("mask", seen, image, image.shape[2:])
         seen = seen.to(accumulate_dtype(input)).expand(image.shape)
         _check_seen(seen)

@@ -253,6 +253,27 @@ def test_bad_weights():
         ssim_fused.PhotometricLoss("half")
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [((3, 15, 16), {}), ((3, 20), {"spatial_dims": 1}), ((2, 7, 8, 9), {"spatial_dims": 3})],
+    ids=str,
+)
+def test_masks_of_one_image_may_have_a_batch_axis(shape, settings, padding):
+    x, y = (image.view(shape) for image in pictures((1, 1, math.prod(shape), 1), torch.float64))
+    mask = torch.rand((1, *shape[1:]), generator=torch.Generator().manual_seed(0)).double() > 0.2
+    settings = settings | {"padding": padding, "window_size": 5}
+    for weights in ({"ssim": 0.2, "l1": 0.8}, {"ssim": 0.0, "mse": 1.0}, {}):
+        whole = x[None], y[None]
+        true = ssim_fused.image_loss(*whole, mask=mask[None], **weights, **settings)
+        for beside in (mask, mask[None], mask.expand(shape), mask.expand(shape)[None]):
+            found = ssim_fused.image_loss(x, y, mask=beside, **weights, **settings)
+            torch.testing.assert_close(found, true, rtol=1e-12, atol=0)
+        with pytest.raises(ValueError, match="mask must be"):
+            ssim_fused.image_loss(x, y, mask=mask[None, None], **weights, **settings)
+
+
 # ---- modules ----
 
 

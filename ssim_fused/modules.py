@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._autocast import promised_dtype
 from ._checks import (
     KINDS,
     SETTINGS,
@@ -273,6 +274,7 @@ class PhotometricLoss(_Settings):
 
 def _kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp(logvar)) || N(0, 1)), summed over the last axis, mean over the rest."""
+    mu, logvar = (value.to(promised_dtype(value)) for value in (mu, logvar))
     # expm1(t) - t is exp(t) - 1 - t without the cancellation of the leading 1
     return 0.5 * (mu.square() + (torch.expm1(logvar) - logvar)).sum(dim=-1).mean()
 

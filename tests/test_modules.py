@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tables import pictures
+from tables import pictures, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
@@ -150,6 +150,22 @@ def test_kl_keeps_its_digits_near_the_prior():
     assert kl.item() == pytest.approx(true.item(), rel=1e-3)
     naive = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(-1).mean()
     assert naive.item() != pytest.approx(true.item(), rel=1e-3)  # the usual form has lost them
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kl_under_autocast_is_computed_in_float32(dtype):
+    x, y = (image.to(dtype) for image in one_channel(4))
+    mu, logvar = (t.to(dtype).requires_grad_() for t in latent(4, scale=2**-6))
+    with torch.autocast("cpu", dtype=dtype):
+        loss, _, _, kl = ssim_fused.CVAELoss(0, 1, return_terms=True)(x, y, mu, logvar)
+    assert {loss.dtype, kl.dtype} == {torch.float32}
+    true = [t.detach().double().requires_grad_() for t in (mu, logvar)]
+    true_kl = 0.5 * (true[0] ** 2 + torch.expm1(true[1]) - true[1]).sum(-1).mean()
+    assert kl.item() == pytest.approx(true_kl.item(), rel=1e-5)
+    found = torch.autograd.grad(loss, (mu, logvar))
+    for a, b in zip(found, torch.autograd.grad(true_kl, true)):
+        assert a.dtype == dtype
+        assert relative_error(a, b) <= torch.finfo(dtype).eps / 2
 
 
 def test_modules_copy_pickle_and_print():

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import FLOATING
 from ._request import is_half, value_dtype
+
+_MEETING = (torch.float16, torch.bfloat16, torch.float32)  # one another; float64 meets none
 
 
 def autocast_enabled(image: Tensor) -> bool:
@@ -36,8 +37,8 @@ def under_autocast(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
         and input.dtype != target.dtype
-        and input.dtype in FLOATING
-        and target.dtype in FLOATING
+        and input.dtype in _MEETING
+        and target.dtype in _MEETING
         and autocast_enabled(input)
     ):
         return input.float(), target.float()

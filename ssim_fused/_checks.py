@@ -336,16 +336,22 @@ def check_pair(input: Tensor, target: Tensor) -> None:
         )
 
 
-def check_images(input: Tensor, target: Tensor, settings: Settings) -> int:
-    """Both images fit each other and the window, or a clear error; how many spatial axes."""
+def check_rank(input: Tensor, target: Tensor, axes: int | None) -> int:
+    """Both images fit each other and spatial_dims, or a clear error; how many spatial axes."""
     check_pair(input, target)
-    shape, axes = input.shape, settings.spatial_dims
+    shape = input.shape
     rank = len(shape)
     if (rank not in (3, 4, 5)) if axes is None else (rank not in (axes + 1, axes + 2)):
         raise ValueError(f"images must be {SHAPES[axes]}, got shape {tuple(shape)}")
     if axes is None:
         axes = 3 if rank == 5 else 2
-    _check_fit(shape[rank - axes :], settings)
+    return axes
+
+
+def check_images(input: Tensor, target: Tensor, settings: Settings) -> int:
+    """The same, and both fit the window."""
+    axes = check_rank(input, target, settings.spatial_dims)
+    _check_fit(input.shape[input.dim() - axes :], settings)
     return axes
 
 

@@ -14,8 +14,8 @@ from ._call import to_request, with_batch
 from ._checks import (
     Settings,
     check_beside,
-    check_images,
     check_pair,
+    check_rank,
     check_settings,
     choice,
     default_range,
@@ -79,7 +79,7 @@ def _separate_terms(
 
     That is for masks, volumes, borders, or no SSIM at all.
     """
-    axes = check_images(input, target, settings)
+    axes = check_rank(input, target, settings.spatial_dims)
     if term_weights[0]:
         request, _ = to_request(input, target, settings, mask, mask_threshold)
         alone = terms(request, (1.0, 0.0, 0.0))[0]

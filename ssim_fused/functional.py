@@ -325,7 +325,8 @@ def image_loss(
     r"""``ssim`` (1 - SSIM) + ``mse`` mean((x - y)^2) + ``l1`` mean(|x - y|), in one pass.
 
     Squared and absolute differences are added up, and their gradients made, while the SSIM loss
-    reads the images; with a mask, and of volumes, after it. A term of weight 0 is not computed.
+    reads the images; with a mask, and of volumes, after it. A term of weight 0 is not computed;
+    without SSIM, images may be smaller than the window.
 
     Args:
         input, target, window_size, sigma, data_range, k1, k2, padding, window, spatial_dims: as in

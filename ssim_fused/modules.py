@@ -306,7 +306,8 @@ class CVAELoss(nn.Module):
     .. math::
         \mathrm{KL} = -\tfrac{1}{2} \sum (1 + \log\sigma^2 - \mu^2 - \sigma^2),
 
-    summed over the last axis and averaged over the rest. A term of weight 0 is not computed.
+    summed over the last axis and averaged over the rest. A term of weight 0 is not computed;
+    without SSIM, images may be smaller than the window.
     Also importable as ``MSE_SSIM_KL_Loss``.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 
@@ -234,6 +235,20 @@ def test_autocast_gives_float32():
         assert half.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_casts_no_float64(dtype):
+    x, y = pictures((1, 1, 20, 20), torch.float64)
+    mean_error = functools.partial(ssim_fused.image_loss, ssim=0, mse=1)
+    for function in (ssim_fused.ssim_loss, ssim_fused.image_loss, mean_error, ssim_fused.psnr):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if dtype == torch.float64:
+                assert function(x, y).dtype == dtype
+                continue
+            for pair in ((x, y.to(dtype)), (x.to(dtype), y)):
+                with pytest.raises(TypeError, match=r"one dtype, got .*float64"):
+                    function(*pair)
+
+
 def test_bad_weights():
     x, y = pictures((1, 1, 20, 20))
     with pytest.raises(ValueError, match="at least one"):
@@ -251,6 +266,26 @@ def test_bad_weights():
         ssim_fused.PhotometricLoss(1.5)
     with pytest.raises(TypeError, match="lambda_dssim"):
         ssim_fused.PhotometricLoss("half")
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_without_ssim_images_may_be_smaller_than_the_window(padding):
+    x, y = pictures((2, 1, 4, 5))
+    mask = torch.ones(1, 1, 4, 5)
+    mse = torch.nn.functional.mse_loss(x, y)
+    mu = logvar = torch.zeros(2, 3)
+    for found in (
+        ssim_fused.image_loss(x, y, ssim=0, mse=1, padding=padding),
+        ssim_fused.image_loss(x, y, ssim=0, mse=1, padding=padding, mask=mask),
+        ssim_fused.MSE_SSIM_KL_Loss(alpha=0, padding=padding)(x, y, mu, logvar),
+    ):
+        torch.testing.assert_close(found, mse)
+    if padding not in ("same", "replicate"):
+        for beside in (None, mask):
+            with pytest.raises(ValueError, match=f"'{padding}' needs images of at least .* 4 x 5"):
+                ssim_fused.image_loss(x, y, mse=1, padding=padding, mask=beside)
+    with pytest.raises(ValueError, match="images must be"):
+        ssim_fused.image_loss(x[0, 0], y[0, 0], ssim=0, mse=1, padding=padding)
 
 
 @pytest.mark.usefixtures("path")

@@ -129,6 +129,12 @@ def check_names(owner: object, given: Iterable[str], known: Sequence[str]) -> No
             )
 
 
+def no_gradient(name: str, value: Tensor) -> None:
+    """A tensor that asks for no gradient, or an error."""
+    if value.requires_grad:
+        raise ValueError(f"{name} must not require a gradient: none flows to it")
+
+
 # ---- windows ----
 
 
@@ -219,14 +225,17 @@ def _windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float,
     return (_user_window("window", window),)
 
 
-def hashable(value: Any) -> Any:
+def hashable(name: str, value: Any) -> Any:
     """Lists, tensors and numpy's arrays as tuples."""
     if isinstance(value, Tensor):
+        no_gradient(name, value)
         value = value.detach()
     # Dynamo cannot ask its numbers for attributes
     if not isinstance(value, (int, float)) and hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(hashable(name, each) for each in value)
+    return value
 
 
 # ---- all settings ----
@@ -282,8 +291,8 @@ def check_settings(*settings: Any, **named: Any) -> Settings:
             tensors = any(isinstance(value, Tensor) for value in (*settings, *named.values()))
             if not tensors and "unhashable" not in str(error):
                 raise
-    named = {name: hashable(value) for name, value in named.items()}
-    return check(*map(hashable, settings), **named)
+    named = dict(zip(SETTINGS, settings)) | named
+    return check(**{name: hashable(name, value) for name, value in named.items()})
 
 
 def default_range(image: Tensor) -> float:
@@ -385,8 +394,7 @@ def check_beside(name: str, value: Tensor, image: Tensor, size: Sequence[int]) -
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype != torch.bool and value.dtype not in FLOATING:
         raise TypeError(f"{name} must be bool or floating-point, got {value.dtype}")
-    if value.requires_grad:
-        raise ValueError(f"{name} must not require a gradient: none flows to it")
+    no_gradient(name, value)
     if value.device != image.device:
         raise ValueError(f"{name} must be on the images' device {image.device}, got {value.device}")
     n, c = image.shape[:2]

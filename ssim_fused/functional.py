@@ -96,8 +96,8 @@ def ssim_loss(
         TypeError: for images that are not real tensors of one of these dtypes, or settings of the
             wrong type.
         ValueError: for shapes or devices that differ, a wrong rank, empty images, an even window or
-            one that does not fit, a mask that leaves an image without a window, and settings out of
-            range.
+            one that does not fit, a mask that leaves an image without a window, settings out of
+            range, and a mask, weight or setting that requires a gradient.
 
     Example:
         >>> x = torch.rand(2, 3, 64, 64, requires_grad=True)

@@ -39,7 +39,7 @@ def _checked(metric: Metric, settings: dict[str, Any], names: Sequence[str]) -> 
 
 def _mark(metric: Metric, settings: dict[str, Any]) -> Tensor:
     """[16] bytes that metrics of one class and equal settings share, and no others."""
-    named = sorted((name, hashable(value)) for name, value in settings.items())
+    named = sorted((name, hashable(name, value)) for name, value in settings.items())
     said = repr((type(metric).__name__, named))
     return torch.tensor(list(hashlib.sha256(said.encode()).digest()[:16]), dtype=torch.uint8)
 

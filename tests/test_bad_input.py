@@ -116,6 +116,27 @@ CASES = {
         ValueError,
         ["mask", "gradient"],
     ),
+    "range gradient": (
+        X,
+        X,
+        {"data_range": torch.tensor(1.0, requires_grad=True)},
+        ValueError,
+        ["data_range", "gradient"],
+    ),
+    "window gradient": (
+        X,
+        X,
+        {"window": torch.full((5,), 0.2, requires_grad=True)},
+        ValueError,
+        ["window", "gradient"],
+    ),
+    "window tap gradient": (
+        X,
+        X,
+        {"window": [0.25, torch.tensor(0.5, requires_grad=True), 0.25]},
+        ValueError,
+        ["window", "gradient"],
+    ),
     "empty mask": (
         X,
         X,

@@ -12,6 +12,16 @@ from ._call import prepare
 from ._checks import BORDERS, FLOATING
 
 
+def _kind_of(device: str | torch.device) -> str:
+    """The kind of a device, without its number, or a clear error."""
+    try:
+        return torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be one of PyTorch\'s, such as "cpu" or "cuda", got {device!r}'
+        ) from None
+
+
 def explain(
     input: Tensor,
     target: Tensor | None = None,
@@ -19,7 +29,7 @@ def explain(
     mask: Tensor | None = None,
     mask_threshold: float = 0.5,
     weight: Tensor | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     **settings: Any,
 ) -> str:
     """Say which code computes :func:`ssim_fused.ssim_loss` of such a call, and why.
@@ -27,7 +37,7 @@ def explain(
     Args:
         input, target, mask, mask_threshold, weight, settings: as in :func:`ssim_fused.ssim_loss`;
             one image is enough. Wrong ones raise what it raises.
-        device: ``"cpu"`` or ``"cuda"``, to ask for another device than the images are on.
+        device: such as ``"cpu"`` or ``"cuda"``, to ask for another than the images are on.
 
     Returns:
         In one line, which path serves the call, and what is done before ("native, ..." or
@@ -41,7 +51,7 @@ def explain(
     request, _ = prepare(
         input, target, **settings, mask=mask, mask_threshold=mask_threshold, weight=weight
     )
-    device = device or request.input.device.type
+    device = request.input.device.type if device is None else _kind_of(device)
     reason = _paths.why_reference(request, device)
     dtype = str(input.dtype).removeprefix("torch.")
     if reason is not None:

@@ -94,6 +94,21 @@ def test_other_devices_and_transforms():
     assert _paths.cpu_reason is not None or "forward-mode" in said[0]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "meta"])
+def test_a_device_has_many_names(kind, monkeypatch):
+    monkeypatch.setattr(_paths, "cuda_reason", None)
+    expected = ssim_fused.explain(X, device=kind)
+    assert (f"no native code for device '{kind}'" in expected) == (kind == "meta")
+    for device in (f"{kind}:0", torch.device(kind), torch.device(kind, 0)):
+        assert ssim_fused.explain(X, device=device) == expected
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:first", "", 1.5])
+def test_a_device_that_there_is_not_is_named(device):
+    with pytest.raises(ValueError, match=f"device must be .*, got {device!r}"):
+        ssim_fused.explain(X, device=device)
+
+
 def test_wrong_calls_raise_what_the_loss_raises():
     with pytest.raises(ValueError, match="window_size"):
         ssim_fused.explain(X, window_size=4)

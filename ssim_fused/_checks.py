@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._request import accumulate_dtype
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # pictures as files hold them, for values alone, and the data range that their type implies
 WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -19,6 +21,8 @@ BORDERS = ("reflect", "replicate", "circular")  # made by _border.py, then as "v
 PADDINGS = ("same", "valid", *BORDERS)
 REDUCTIONS = ("mean", "sum", "image", "channel", "none")
 TERMS = {"ssim": "ssim", "contrast_structure": "contrast", "luminance": "luminance"}
+
+MOST_TAPS = 2**20 - 1  # kMostTaps of csrc/ssim_operators.h
 
 # taps along each axis, or of every axis
 Taps = int | Sequence[int]
@@ -75,6 +79,13 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return _constant(value)
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number, or an error."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return _constant(value) if isinstance(value, int) else int(value)
 
 
 def positive(name: str, value: float) -> float:
@@ -141,7 +152,8 @@ def no_gradient(name: str, value: Tensor) -> None:
 def gaussian_window(window_size: int, sigma: float) -> tuple[float, ...]:
     """Taps of a 1-D Gaussian that sum to 1."""
     half = window_size // 2
-    taps = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-half, half + 1)]
+    distances = [i / sigma for i in range(-half, half + 1)]
+    taps = [math.exp(-0.5 * distance * distance) for distance in distances]
     total = math.fsum(taps)
     return tuple(tap / total for tap in taps)
 
@@ -170,12 +182,16 @@ def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _odd(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    value = _constant(value) if isinstance(value, int) else int(value)
+    value = integer(name, value)
     if value < 1 or value % 2 == 0:
         raise ValueError(f"{name} must be odd and at least 1, got {value}")
+    _check_taps(name, value)
     return value
+
+
+def _check_taps(name: str, taps: int) -> None:
+    if taps > MOST_TAPS:
+        raise ValueError(f"{name} must have at most {MOST_TAPS} taps, got {taps}")
 
 
 def _each(name: str, value: Any) -> tuple:
@@ -187,6 +203,7 @@ def _each(name: str, value: Any) -> tuple:
 
 
 def _user_window(name: str, taps: Sequence[float]) -> tuple[float, ...]:
+    _check_taps(name, len(taps))
     taps = tuple(finite(name, tap) for tap in taps)
     if len(taps) % 2 == 0:
         raise ValueError(f"{name} must have an odd number of taps, got {len(taps)}")
@@ -241,6 +258,12 @@ def hashable(name: str, value: Any) -> Any:
 # ---- all settings ----
 
 
+def _spatial_dims(axes: int | None) -> int | None:
+    if axes is not None:
+        axes = integer("spatial_dims", axes)
+    return choice("spatial_dims", axes, (None, 1, 2, 3))
+
+
 def _check_settings(
     window_size: Taps = 11,
     sigma: Sigma = 1.5,
@@ -268,7 +291,7 @@ def _check_settings(
         padding=choice("padding", padding, PADDINGS),
         reduction=choice("reduction", reduction, REDUCTIONS),
         kind=kind,
-        spatial_dims=choice("spatial_dims", spatial_dims, (None, 1, 2, 3)),
+        spatial_dims=_spatial_dims(spatial_dims),
         sample_covariance=flag("sample_covariance", sample_covariance),
     )
 
@@ -298,6 +321,14 @@ def check_settings(*settings: Any, **named: Any) -> Settings:
 def default_range(image: Tensor) -> float:
     """The data range of images for which none is given."""
     return WHOLE.get(image.dtype, 1.0) if isinstance(image, Tensor) else 1.0
+
+
+def check_range(name: str, used: float, data_range: float, image: Tensor) -> None:
+    """What is made of a data range is a number where images are computed, or a clear error."""
+    dtype = accumulate_dtype(image)
+    limits = torch.finfo(dtype)
+    if not limits.tiny <= used <= limits.max:
+        raise ValueError(f"data_range has no {name} in {dtype}, got {data_range}")
 
 
 # ---- images ----
@@ -358,8 +389,9 @@ def check_rank(input: Tensor, target: Tensor, axes: int | None) -> int:
 
 
 def check_images(input: Tensor, target: Tensor, settings: Settings) -> int:
-    """The same, and both fit the window."""
+    """The same, and both fit the window and the data range."""
     axes = check_rank(input, target, settings.spatial_dims)
+    check_range("reciprocal", 1 / settings.data_range, settings.data_range, input)
     _check_fit(input.shape[input.dim() - axes :], settings)
     return axes
 

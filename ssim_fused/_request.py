@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import Settings
+if TYPE_CHECKING:
+    from ._checks import Settings
 
 
 class Request(NamedTuple):

@@ -15,6 +15,7 @@ from ._checks import (
     Settings,
     check_beside,
     check_pair,
+    check_range,
     check_rank,
     check_settings,
     choice,
@@ -107,7 +108,9 @@ def _check_seen(seen: Tensor) -> None:
 
 def to_psnr(mse: Tensor, data_range: float) -> Tensor:
     """Decibels; a quotient such as 255^2 / mse is beyond float16."""
-    return 10 * torch.log10(data_range**2 / mse.to(accumulate_dtype(mse)))
+    square = data_range * data_range
+    check_range("square", square, data_range, mse)
+    return 10 * torch.log10(square / mse.to(accumulate_dtype(mse)))
 
 
 def differences(

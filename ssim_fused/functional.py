@@ -57,7 +57,8 @@ def ssim_loss(
         sigma: standard deviation of the Gaussian, in pixels; one number, or one for each axis.
         data_range: L, the difference between the largest and the smallest possible pixel value:
             1 for images in [0, 1], 255 for [0, 255], 2 for [-1, 1]. Where it is not given: 1 for
-            floating-point images, 255 for uint8, 65535 for uint16.
+            floating-point images, 255 for uint8, 65535 for uint16. Its reciprocal must be a number
+            of the type that is computed in.
         k1, k2: the constants of the paper.
         padding: what lies outside the image: ``"same"`` (zeros), ``"reflect"``, ``"replicate"``,
             ``"circular"`` (as :func:`torch.nn.functional.pad` names them), or ``"valid"``: windows

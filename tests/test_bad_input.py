@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -33,6 +34,8 @@ CASES = {
     "rank of signals": (X, X, {"spatial_dims": 1}, ValueError, ["(N, C, L)", "(2, 3, 16, 20)"]),
     "rank of volumes": (X[0], X[0], {"spatial_dims": 3}, ValueError, ["D", "(3, 16, 20)"]),
     "spatial_dims": (X, X, {"spatial_dims": 4}, ValueError, ["spatial_dims", "4"]),
+    "bool spatial_dims": (X[0, 0], X[0, 0], {"spatial_dims": True}, TypeError, ["bool"]),
+    "float spatial_dims": (X, X, {"spatial_dims": 2.0}, TypeError, ["spatial_dims", "float"]),
     "rank 0": (torch.tensor(1.0), torch.tensor(1.0), {}, ValueError, ["()"]),
     "empty batch": (X[:0], X[:0], {}, ValueError, ["(0, 3, 16, 20)"]),
     "empty rows": (X[:, :, :0], X[:, :, :0], {}, ValueError, ["(2, 3, 0, 20)"]),
@@ -63,6 +66,14 @@ CASES = {
         ["(3, 5)", "(1.0, 1.0, 1.0)"],
     ),
     "even axis": (X, X, {"window_size": (3, 4)}, ValueError, ["window_size", "4"]),
+    "huge window": (X, X, {"window_size": 2**20 + 1}, ValueError, ["1048575", "1048577"]),
+    "huge window of yours": (
+        X,
+        X,
+        {"window": np.full(2**20 + 1, 1 / (2**20 + 1))},
+        ValueError,
+        ["window", "1048575", "1048577"],
+    ),
     "no axes": (X, X, {"window_size": ()}, ValueError, ["window_size", "()"]),
     "window name": (X, X, {"window": "box"}, ValueError, ["'box'", "'uniform'"]),
     "window type": (X, X, {"window": 3.0}, TypeError, ["window", "float"]),
@@ -161,6 +172,15 @@ CASES = {
     "sigma text": (X, X, {"sigma": "1.5"}, TypeError, ["sigma", "str"]),
     "range 0": (X, X, {"data_range": 0}, ValueError, ["data_range", "0"]),
     "range infinite": (X, X, {"data_range": float("inf")}, ValueError, ["inf"]),
+    "range too small": (X, X, {"data_range": 1e-39}, ValueError, ["float32", "1e-39"]),
+    "range too large": (X, X, {"data_range": 1e38}, ValueError, ["reciprocal", "1e+38"]),
+    "range of doubles": (
+        X.double(),
+        X.double(),
+        {"data_range": 1e-309},
+        ValueError,
+        ["float64", "1e-309"],
+    ),
     "k1": (X, X, {"k1": -0.01}, ValueError, ["k1"]),
     "k2": (X, X, {"k2": float("nan")}, ValueError, ["k2"]),
     "padding": (X, X, {"padding": "full"}, ValueError, ["padding", "'full'", "'same'"]),
@@ -178,6 +198,36 @@ def test_errors_name_what_was_received(function, name):
         function(x, y, **settings)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_ranges_of_any_size():
+    """Far beyond those of pictures, as far as float32 goes, and float64."""
+    x, y = X.double(), X.flip(-1).double()
+    true = ssim_fused.ssim_loss(x, y).item()
+    for dtype, ranges in ((torch.float32, (3e-38, 8e37)), (torch.float64, (1e-307, 4e307))):
+        for data_range in ranges:
+            pair = [(image * data_range).to(dtype) for image in (x, y)]
+            for function in (ssim_fused.ssim_loss, reference.ssim_loss):
+                found = function(*pair, data_range=data_range)
+                assert found.item() == pytest.approx(true, rel=1e-5)
+
+
+@pytest.mark.parametrize("data_range", [1e-20, 1e20, 1e-160, 1e160])
+def test_the_square_of_a_range_of_psnr(data_range):
+    if 1e-100 < data_range < 1e100:
+        ssim_fused.psnr(X.double(), X.flip(-1).double(), data_range=data_range)
+    _, terms = ssim_fused.image_loss(X, X, mse=1, return_terms=True)
+    for psnr in (lambda **named: ssim_fused.psnr(X, X, **named), terms.psnr):
+        message = f"data_range has no square in torch.float32, got {data_range}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            psnr(data_range=data_range)
+
+
+@pytest.mark.parametrize("sigma", [1e-160, 5e-324])
+def test_the_smallest_sigma_is_a_window_of_one_pixel(sigma):
+    expected = ssim_fused.ssim_loss(X, X.flip(-1), window_size=1)
+    found = ssim_fused.ssim_loss(X, X.flip(-1), sigma=sigma)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_modules_check_at_construction():

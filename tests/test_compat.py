@@ -268,14 +268,15 @@ def _id(case: Case) -> str:
 
 def _call(function: Any, settings: dict, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
     """A function, or a class, on two images: a list of what it returns."""
+    dtype = x.dtype if x.is_floating_point() else torch.float32
     settings = {
-        name: value.to(x.dtype) if isinstance(value, torch.Tensor) else value
+        name: value.to(dtype) if isinstance(value, torch.Tensor) else value
         for name, value in settings.items()
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pytorch-msssim warns of short axes, and so do we
         if isinstance(function, type):
-            found = function(**settings).to(x.dtype)(x, y)
+            found = function(**settings).to(dtype)(x, y)
         else:
             found = function(x, y, **settings)
     return list(found) if isinstance(found, (list, tuple)) else [found]
@@ -623,19 +624,48 @@ def test_refused():
         shim("monai").SSIMLoss(2)(*volume)
 
 
-def test_integer_images_have_a_value():
+WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
+@pytest.mark.parametrize(
+    ("library", "name", "kind", "settings"),
+    [
+        ("pytorch_msssim", "ssim", "small", {}),
+        ("pytorch_msssim", "ms_ssim", "wide", {}),
+        ("torchmetrics", "structural_similarity_index_measure", "small", {"data_range": 255.0}),
+        ("torchmetrics", "structural_similarity_index_measure", "small", {"data_range": (9, 99)}),
+        ("torchmetrics", "structural_similarity_index_measure", "small", {}),
+        ("torchmetrics", "multiscale_structural_similarity_index_measure", "wide", {}),
+        ("piq", "ssim", "small", {"data_range": 255}),
+        ("piq", "ssim", "large", {"data_range": 255}),
+        ("piq", "SSIMLoss", "small", {"data_range": 255}),
+        ("piq", "multi_scale_ssim", "wide", {"data_range": 255}),
+        ("kornia", "ssim", "small", {"window_size": 11, "max_val": 255.0}),
+        ("monai", "SSIMLoss", "small", {"spatial_dims": 2, "data_range": 255.0}),
+        ("frame_analytics", "ssim", "small", {"data_range": 255}),
+    ],
+)
+def test_integer_images_have_a_value(library, name, kind, settings, dtype):
+    most = 1 if dtype == torch.bool else 127 if dtype == torch.int8 else 255
+    x, y = ((most * image).round() for image in pictures(kind))
+    whole = x.to(dtype), y.to(dtype)
+    (found,) = _call(getattr(shim(library), name), settings, *whole)
+    (true,) = _call(getattr(shim(library), name), settings, x, y)
+    assert _distance(found, true) <= MAP
+    # the other originals have none, or that of a window of zeros
+    signed = dtype in (torch.int16, torch.int32, torch.int64)
+    if signed and library not in ("pytorch_msssim", "torchmetrics"):
+        (theirs,) = _call(original(library, name), settings, *whole)
+        # their float32 has few digits, and kornia's map fewer
+        assert _distance(found.mean(), theirs.mean()) <= MAP
+        assert found.dtype == theirs.dtype
+
+
+def test_frame_analytics_has_a_range_for_bytes():
     x, y = ((255 * image).round() for image in pictures("small"))
-    for library, name, settings in [
-        ("pytorch_msssim", "ssim", {}),
-        ("torchmetrics", "structural_similarity_index_measure", {"data_range": 255.0}),
-        ("piq", "ssim", {"data_range": 255}),
-        ("kornia", "ssim", {"window_size": 11, "max_val": 255.0}),
-        ("frame_analytics", "ssim", {}),
-    ]:
-        function = getattr(shim(library), name)
-        known = {"data_range": 255} if library == "frame_analytics" else {}
-        bytes_ = function(x.byte(), y.byte(), **settings)
-        assert _distance(bytes_, function(x, y, **settings, **known)) <= MAP
+    bytes_ = shim("frame_analytics").ssim(x.byte(), y.byte())
+    assert _distance(bytes_, shim("frame_analytics").ssim(x, y, data_range=255)) <= MAP
 
 
 # ---- the Metric classes of torchmetrics ----

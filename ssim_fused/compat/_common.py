@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from .._checks import WHOLE
 from .._multiscale import combine
 from ..functional import ssim, ssim_loss
 
@@ -62,6 +63,12 @@ def check_shapes(first: Tensor, second: Tensor, axes: Sequence[int]) -> None:
             f"images must have one shape of {ranks} axes, "
             f"got {tuple(first.shape)} and {tuple(second.shape)}"
         )
+
+
+def readable(image: Tensor) -> Tensor:
+    """Whole numbers in float32, but for those that the kernels read."""
+    known = image.is_floating_point() or image.is_complex() or image.dtype in WHOLE
+    return image if known else image.float()
 
 
 def odd_window(size: int | Sequence[int]) -> None:

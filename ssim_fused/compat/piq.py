@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._multiscale import BETAS
-from ._common import check_shapes, loss, multiscale_loss, similarity, term, uncovered
+from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
 
 __all__ = ["MultiScaleSSIMLoss", "SSIMLoss", "multi_scale_ssim", "ssim"]
 STANDS_FOR = {"piq": __all__}
@@ -36,7 +36,7 @@ def _smaller(x: Tensor, y: Tensor, downsample: bool) -> tuple[Tensor, Tensor]:
     """Means of blocks, so that the shorter side comes to about 256 pixels."""
     block = max(1, round(min(x.shape[-2:]) / 256))
     if block == 1 or not downsample:
-        return x, y
+        return readable(x), readable(y)
     if not x.is_floating_point():
         x, y = x.float(), y.float()
     return F.avg_pool2d(x, block), F.avg_pool2d(y, block)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from .. import ms_ssim_loss
 from .._checks import gaussian_window
 from .._multiscale import BETAS
-from ._common import check_shapes, loss, multiscale_loss, similarity, term, uncovered
+from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 STANDS_FOR = {"pytorch_msssim": __all__}
 
 
 def _dropped(image: Tensor) -> Tensor:
-    """Without spatial axes of length 1."""
+    """Without spatial axes of length 1, as numbers that can be computed with."""
     kept = [length for length in image.shape[2:] if length != 1]
-    return image.reshape(*image.shape[:2], *kept)
+    return readable(image.reshape(*image.shape[:2], *kept))
 
 
 def _taps(win: Tensor | None, size: int, sigma: float) -> tuple[float, ...]:

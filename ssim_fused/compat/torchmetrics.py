@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import ssim as _ssim
 from .._multiscale import BETAS
-from ._common import check_shapes, loss, multiscale_loss
+from ._common import check_shapes, loss, multiscale_loss, readable
 
 _FUNCTIONS = [
     "multiscale_structural_similarity_index_measure",
@@ -78,11 +78,13 @@ def _ranged(preds: Tensor, target: Tensor, data_range: Range) -> tuple[Tensor, T
     if target.dtype != preds.dtype:
         target = target.to(preds.dtype)
     check_shapes(preds, target, (4, 5))
-    if isinstance(data_range, tuple):
+    if data_range is not None and not isinstance(data_range, tuple):
+        return readable(preds), readable(target), float(data_range)
+    if not preds.is_floating_point():
+        preds, target = preds.float(), target.float()
+    if data_range is not None:
         low, high = data_range
         return preds.clamp(low, high), target.clamp(low, high), float(high - low)
-    if data_range is not None:
-        return preds, target, float(data_range)
     # SSIM of images divided by their range, so that the range has its gradient
     ranges = preds.max() - preds.min(), target.max() - target.min()
     found = torch.where(ranges[1] > ranges[0], ranges[1], ranges[0])  # one has all the gradient

@@ -451,6 +451,11 @@ def test_scikit_image_refuses():
         similarity(x / 255.0, y / 255.0)
     with pytest.raises(ValueError, match="win_size"):
         similarity(x[:5], y[:5])
+    with pytest.raises(ValueError, match="win_size 1 needs use_sample_covariance=False"):
+        similarity(x, y, win_size=1)
+    settings = {"win_size": 1, "use_sample_covariance": False}
+    theirs = original("skimage", "structural_similarity")(x, y, **settings)
+    assert similarity(x, y, **settings) == pytest.approx(theirs, abs=VALUE)
 
 
 # ---- fused-ssim and fussim, as documented ----
@@ -622,6 +627,9 @@ def test_refused():
         shim("torchmetrics").multiscale_structural_similarity_index_measure(x, y)
     with pytest.raises(ValueError, match="4 axes"):
         shim("monai").SSIMLoss(2)(*volume)
+    for return_map in (False, True):
+        with pytest.raises(ValueError, match=r"reduction must be .*'bad'"):
+            shim("frame_analytics").ssim(x, y, return_map=return_map, reduction="bad")
 
 
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
@@ -700,6 +708,59 @@ def test_metric_classes(name, kind, settings):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         assert _distance(a, b) <= (VALUE if a.dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "kind", "settings", "others"),
+    [
+        (
+            "StructuralSimilarityIndexMeasure",
+            "small",
+            {"data_range": 1.0, "k1": 0.02},
+            {"data_range": 2.0, "sigma": 1.0, "k1": 0.03, "k2": 0.05},
+        ),
+        (
+            "StructuralSimilarityIndexMeasure",
+            "small",
+            {"return_full_image": True},
+            {"gaussian_kernel": False, "kernel_size": 7, "data_range": 1.0},
+        ),
+        (
+            "MultiScaleStructuralSimilarityIndexMeasure",
+            "wide",
+            {"reduction": "sum"},
+            {"data_range": 2.0, "betas": BETAS, "normalize": "simple", "sigma": 1.0},
+        ),
+    ],
+)
+def test_metric_classes_have_their_settings_to_read_and_to_set(name, kind, settings, others):
+    x, y = pictures(kind)
+    theirs, ours = original("torchmetrics", name), getattr(shim("torchmetrics"), name)
+    made = [function(**settings) for function in (theirs, ours)]
+    names = [each for each in inspect.signature(theirs).parameters if each != "kwargs"]
+    assert {*others} < {*names}
+    for each in names:
+        assert getattr(made[1], each) == getattr(made[0], each)
+    before = [metric(x, y) for metric in made]
+    values = []
+    for metric in made:
+        metric.reset()
+        for each, value in others.items():
+            setattr(metric, each, value)
+        values.append(metric(x, y))
+    if isinstance(values[0], tuple):
+        before, values = (next(zip(*pairs)) for pairs in (before, values))
+    assert _distance(*values) <= VALUE
+    assert _distance(before[0], values[0]) > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"betas": [0.5]}, {"betas": (1,)}, {"normalize": "no"}])
+def test_a_metric_class_checks_what_it_is_made_with(settings):
+    for load in (_shim, original):
+        made = load("torchmetrics", "MultiScaleStructuralSimilarityIndexMeasure")
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            made(**settings)
 
 
 # ---- install ----

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _metric
 from .._multiscale import BETAS
 from .torchmetrics import (
+    check_scales,
     multiscale_structural_similarity_index_measure,
     structural_similarity_index_measure,
 )
@@ -28,6 +29,15 @@ class _PerImage(_metric.Metric):
     plot_upper_bound = 1.0
     similarity: Any
     total: Tensor
+
+    def _keep(self, **settings: Any) -> None:
+        """Settings as attributes of their names: what is set later counts from then on."""
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self._names = tuple(settings)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
 
     def _add_states(self, reduction: str | None) -> None:
         if reduction not in REDUCTIONS:
@@ -62,6 +72,8 @@ class StructuralSimilarityIndexMeasure(_PerImage):
     """SSIM over all images of all batches."""
 
     image_return: list[Tensor]
+    return_full_image: bool
+    return_contrast_sensitivity: bool
 
     def __init__(
         self,
@@ -78,10 +90,9 @@ class StructuralSimilarityIndexMeasure(_PerImage):
     ) -> None:
         super().__init__(**kwargs)
         self._add_states(reduction)
-        self.pairs = return_full_image or return_contrast_sensitivity
-        if self.pairs:
+        if return_full_image or return_contrast_sensitivity:
             self.add_state("image_return", default=[], dist_reduce_fx="cat")
-        self.settings: dict[str, Any] = dict(
+        self._keep(
             gaussian_kernel=gaussian_kernel,
             sigma=sigma,
             kernel_size=kernel_size,
@@ -95,7 +106,7 @@ class StructuralSimilarityIndexMeasure(_PerImage):
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch."""
         values = structural_similarity_index_measure(
-            preds, target, reduction="none", **self.settings
+            preds, target, reduction="none", **self._settings()
         )
         if isinstance(values, tuple):
             values, beside = values
@@ -105,7 +116,9 @@ class StructuralSimilarityIndexMeasure(_PerImage):
     def compute(self) -> Tensor | tuple[Tensor, Tensor]:
         """The value of all batches so far; with a flag, also maps or contrast-structure."""
         value = self._value()
-        return (value, _metric.dim_zero_cat(self.image_return)) if self.pairs else value
+        if self.return_full_image or self.return_contrast_sensitivity:
+            return value, _metric.dim_zero_cat(self.image_return)
+        return value
 
 
 class MultiScaleStructuralSimilarityIndexMeasure(_PerImage):
@@ -125,8 +138,9 @@ class MultiScaleStructuralSimilarityIndexMeasure(_PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_scales(betas, normalize)
         self._add_states(reduction)
-        self.settings: dict[str, Any] = dict(
+        self._keep(
             gaussian_kernel=gaussian_kernel,
             kernel_size=kernel_size,
             sigma=sigma,
@@ -141,7 +155,7 @@ class MultiScaleStructuralSimilarityIndexMeasure(_PerImage):
         """Add a batch."""
         self._add(
             multiscale_structural_similarity_index_measure(
-                preds, target, reduction="none", **self.settings
+                preds, target, reduction="none", **self._settings()
             )
         )
 

@@ -104,7 +104,7 @@ def ssim(
     ``backend_hint`` changes nothing.
     """
     odd_window(win_size)
-    reduction = "none" if return_map else _reduction(reduction)
+    reduction = _reduction(reduction)
     x, y, data_range = _prepared(x, y, data_range, dtype, luma, crop_border)
     if downsample:
         x, y = _downsampled(x), _downsampled(y)
@@ -117,7 +117,7 @@ def ssim(
         k1=float(K[0]),
         k2=float(K[1]),
         padding="valid",
-        reduction=reduction,
+        reduction="none" if return_map else reduction,
     )
     return value if return_map else value.double()
 

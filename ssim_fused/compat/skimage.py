@@ -81,6 +81,8 @@ def structural_similarity(
         data_range = _default_range(im1, im2)
     pixels = win_size**axes
     if kwargs.get("use_sample_covariance", True):
+        if pixels == 1:
+            raise ValueError("win_size 1 needs use_sample_covariance=False: one pixel has none")
         # variances times pixels / (pixels - 1) are the same as C2 divided by it
         k2 *= math.sqrt((pixels - 1) / pixels)
     settings = dict(

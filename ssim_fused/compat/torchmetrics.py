@@ -103,6 +103,14 @@ def _reduced(values: Tensor, reduction: str | None) -> Tensor:
     )
 
 
+def check_scales(betas: tuple[float, ...], normalize: str | None) -> None:
+    """The settings that MS-SSIM alone has, or a ValueError."""
+    if not isinstance(betas, tuple) or not all(isinstance(beta, float) for beta in betas):
+        raise ValueError(f"betas must be a tuple of floats, got {betas!r}")
+    if normalize not in ("relu", "simple", None):
+        raise ValueError(f"normalize must be 'relu', 'simple' or None, got {normalize!r}")
+
+
 def structural_similarity_index_measure(
     preds: Tensor,
     target: Tensor,
@@ -152,10 +160,7 @@ def multiscale_structural_similarity_index_measure(
 
     Without a data range, each scale has that of its own halved images.
     """
-    if not isinstance(betas, tuple) or not all(isinstance(beta, float) for beta in betas):
-        raise ValueError(f"betas must be a tuple of floats, got {betas!r}")
-    if normalize not in ("relu", "simple", None):
-        raise ValueError(f"normalize must be 'relu', 'simple' or None, got {normalize!r}")
+    check_scales(betas, normalize)
     if target.dtype != preds.dtype:
         target = target.to(preds.dtype)
     check_shapes(preds, target, (4, 5))

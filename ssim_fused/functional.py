@@ -59,7 +59,8 @@ def ssim_loss(
             1 for images in [0, 1], 255 for [0, 255], 2 for [-1, 1]. Where it is not given: 1 for
             floating-point images, 255 for uint8, 65535 for uint16. Its reciprocal must be a number
             of the type that is computed in.
-        k1, k2: the constants of the paper.
+        k1, k2: the constants of the paper. Where k1 is 0 and a window black in both images, or k2
+            is 0 and a window flat in both, it is 0 / 0, and the loss NaN, of identical images, too.
         padding: what lies outside the image: ``"same"`` (zeros), ``"reflect"``, ``"replicate"``,
             ``"circular"`` (as :func:`torch.nn.functional.pad` names them), or ``"valid"``: windows
             inside the image only, so the map is smaller by ``window_size - 1``.

@@ -214,3 +214,15 @@ def test_nan_and_infinity_stay_in_their_windows():
         broken.requires_grad_()
         ssim_fused.ssim_loss(broken, y).backward()  # neither crashes nor hangs
         assert torch.isnan(broken.grad).any()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("constant", "undefined"), [("k1", [0.0]), ("k2", [0.0, 0.5])])
+def test_flat_images_have_no_value_without_a_constant(path, constant, undefined):
+    """As the documentation of k1 and k2 says."""
+    for value in (0.0, 0.5):
+        image = torch.full((1, 1, 16, 16), value)
+        loss = PATHS[path].ssim_loss(image, image.clone(), **{constant: 0})
+        assert loss.isnan() if value in undefined else loss == 0
+    image = torch.rand(1, 1, 16, 16) + 0.1
+    assert PATHS[path].ssim_loss(image, image.clone(), **{constant: 0}) == 0

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 if int(__version__.split(".")[0]) < 77:  # pyproject.toml asks for it, but not without isolation
     sys.exit(f"ssim_fused: setuptools {__version__} is too old: pip install 'setuptools>=77'")
@@ -68,6 +69,13 @@ def find_torch() -> Path | None:
         return Path(spec.origin).parent
     beside = Path(sysconfig.get_path("purelib")) / "torch"
     return beside if (beside / "include").is_dir() else None
+
+
+def has_stable_abi(torch: Path) -> bool:
+    """Whether this torch has what the sources include: 2.10 and newer."""
+    text = (torch / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", text)
+    return found is None or (int(found[1]), int(found[2])) >= (2, 10)
 
 
 def includes(torch: Path) -> list[str]:
@@ -228,6 +236,8 @@ class BuildNative(build_ext):
             torch = find_torch()
             if torch is None:
                 raise CannotBuild("torch is not installed where the package is built")
+            if not has_stable_abi(torch):
+                raise CannotBuild(f"the torch in {torch.parent} is older than 2.10")
             text = make_ninja_file(build, library, torch)
             (build / "build.ninja").write_text(text, encoding="utf-8")
             run_ninja(build)
@@ -264,6 +274,18 @@ class BuildNative(build_ext):
         return [str(Path(self.build_lib) / name) for name in self.files()]
 
 
+class BuildPython(build_py):
+    """Without the modules that an earlier build has left and the sources have no more."""
+
+    def run(self) -> None:
+        """Removes them, then copies what is there."""
+        built = Path(self.build_lib)
+        for module in built.rglob("*.py"):
+            if not (ROOT / module.relative_to(built)).exists():
+                module.unlink()
+        super().run()
+
+
 class Wheel(bdist_wheel):
     """Any Python 3: the library uses no Python API."""
 
@@ -280,10 +302,11 @@ def elsewhere() -> dict[str, dict[str, str]]:
     return {"build": {"build_base": scratch}, "egg_info": {"egg_base": scratch}}
 
 
+found = find_torch()
 setup(
     options=elsewhere(),
     ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildNative, "bdist_wheel": Wheel},
     # an isolated build takes the headers of the environment's torch; without one it needs its own
-    setup_requires=[] if find_torch() else ["torch>=2.10"],
+    setup_requires=[] if found and has_stable_abi(found) else ["torch>=2.10"],
 )

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def sources(tmp_path):
     for name in ("csrc", "release", "ssim_fused"):
         ignored = shutil.ignore_patterns("*.so", "*.why", "kernels", "__pycache__")
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "test_any.py").touch()
     return copy
 
 
@@ -141,6 +144,32 @@ def test_a_compiler_that_is_too_old_is_named(sources):
     assert reason in info(package)
 
 
+@pytest.mark.parametrize(("version", "asked"), [("2.9.1", ["torch>=2.10"]), ("2.10.0+cpu", [])])
+def test_a_torch_that_is_too_old_is_named(sources, tmp_path, version, asked):
+    """Not by the compiler, which misses its headers; an isolated build fetches another."""
+    torch = tmp_path / "environment" / "torch"
+    (torch / "include").mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text(f"__version__ = '{version}'\n")
+    script = "import setuptools.build_meta as b; print(b.get_requires_for_build_wheel())"
+    said = run([sys.executable, "-c", script], sources, PYTHONPATH=str(torch.parent))
+    assert said.splitlines()[-1] == str(asked)
+    if asked:
+        said, _ = install(sources, "--no-build-isolation", PYTHONPATH=str(torch.parent))
+        assert f"without _C_cpu.so: the torch in {torch.parent} is older than 2.10" in said
+
+
+def test_a_wheel_has_no_module_that_was_removed(sources):
+    script = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    module = sources / "ssim_fused" / "removed.py"
+    module.touch()
+    for is_there in (True, False):
+        run([sys.executable, "-c", script], sources, CXX="no-such-compiler")
+        (wheel,) = (sources / "dist").glob("*.whl")
+        assert ("ssim_fused/removed.py" in zipfile.ZipFile(wheel).namelist()) == is_there
+        module.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("environment", ["no nvcc", "nvcc of CUDA 11", "TORCH_CUDA_ARCH_LIST"])
 def test_the_cuda_library_asks_for_nothing_of_cuda(sources, quick_compiler, environment):
     settings = {"SSIM_FUSED_CUDA": "1", "CXX": quick_compiler, "CUDA_HOME": "/nowhere"}
@@ -181,6 +210,7 @@ def test_an_sdist_has_what_the_build_needs(sources):
     needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir()}
     assert needed | {"setup.py", "pyproject.toml", "LICENSE", "release/prebuild.py"} <= names
     assert not [name for name in names if name.endswith((".so", ".why"))]
+    assert not [name for name in names if name.startswith("tests")]  # they need this repository
 
 
 def test_what_is_made_for_a_folder_that_cannot_be_written(monkeypatch):

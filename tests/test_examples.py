@@ -6,6 +6,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES
@@ -107,6 +108,20 @@ def test_fit_image_of_a_file(run, tmp_path):
     (tmp_path / "mine.png").write_bytes(b"no picture")
     said = run("fit_image", "--picture", str(tmp_path / "mine.png"), code=2)
     assert "mine.png cannot be read as a picture" in said.err
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.full((4, 4), 26214, np.uint16), 0.4),
+        (np.array([[[0, 0, 0, 255], [0, 0, 0, 0]]], np.uint8), [[0, 1]]),  # on white
+    ],
+)
+def test_files_are_what_they_show(example, tmp_path, pixels, expected):
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    found = example("fit_image").photos.photo_or_file(str(tmp_path / "mine.png"))
+    wanted = torch.tensor(expected).expand(3, *pixels.shape[:2]).float()
+    torch.testing.assert_close(found, wanted)
 
 
 def test_super_resolution(run, tmp_path):

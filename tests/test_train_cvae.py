@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -22,9 +23,11 @@ from conftest import EXAMPLES
 pytest.importorskip("imagecodecs")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
+pytest.importorskip("tifffile")
 pytest.importorskip("tqdm")
 
 import kills
+import tifffile
 from PIL import Image
 
 SCRIPT = EXAMPLES / "train_cvae.py"
@@ -148,6 +151,21 @@ def test_resume_explains_what_is_wrong(train, tmp_path, squares):
     assert "data was 24 pictures in 2 classes" in said.err
 
 
+def test_a_fingerprint_tells_all_parts_of_the_data(script):
+    found = script.data.digits(8)
+    other = dict(
+        train=1 - found.train,
+        train_labels=found.train_labels.flip(0),
+        held_out=1 - found.held_out,
+        held_out_labels=found.held_out_labels.flip(0),
+        classes=found.classes[::-1],
+    )
+    changed = [dataclasses.replace(found, **{name: part}) for name, part in other.items()]
+    fingerprints = {pictures.fingerprint() for pictures in [found, *changed]}
+    assert len(fingerprints) == len(other) + 1
+    assert found.fingerprint() == script.data.digits(8).fingerprint()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, squares):
     train("--data", squares, *SHORT)
@@ -216,6 +234,65 @@ def test_bad_data_is_explained(train, tmp_path):
     said = train(*options, code=2).err
     assert "b.png cannot be read as a picture" in said
     assert len(said.splitlines()) == 1
+
+
+LEVELS = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+
+
+def of_bits(bits):
+    return (LEVELS * (2**bits - 1)).round().astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def black_seen_through(channels):
+    """Black on transparent ground: white where nothing of it is seen."""
+    pixels = np.zeros((8, 8, channels), np.uint8)
+    pixels[..., -1] = 255 - of_bits(8)
+    return Image.fromarray(pixels)
+
+
+def save_palette(path):
+    """Two colours that are both black, the second one transparent; the lower half has it."""
+    picture = Image.new("P", (8, 8))
+    picture.paste(1, (0, 4, 8, 8))
+    picture.putpalette([0] * 6)
+    picture.save(path, transparency=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("8.png", lambda path: Image.fromarray(of_bits(8)).save(path)),
+        ("16.png", lambda path: Image.fromarray(of_bits(16)).save(path)),
+        ("16.pgm", lambda path: Image.fromarray(of_bits(16)).save(path)),
+        ("16.tif", lambda path: tifffile.imwrite(path, of_bits(16))),
+        ("16_big.tif", lambda path: tifffile.imwrite(path, of_bits(16), byteorder=">")),
+        ("12.tif", lambda path: tifffile.imwrite(path, of_bits(12), bitspersample=12)),
+        ("float.tif", lambda path: Image.fromarray(LEVELS).save(path)),
+        ("rgba.png", lambda path: black_seen_through(4).save(path)),
+        ("la.png", lambda path: black_seen_through(2).save(path)),
+        ("palette.png", save_palette),
+    ],
+)
+def test_pictures_of_all_kinds_are_what_they_show(script, tmp_path, name, save):
+    save(tmp_path / name)
+    expected = np.repeat([0.0, 1.0], 32).reshape(8, 8) if name == "palette.png" else LEVELS
+    found = script.data.read_grey(tmp_path / name, 8)
+    np.testing.assert_allclose(found, expected, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        (255 * LEVELS, r"its numbers \(mode F\) are 0 to 255, not 0 to 1"),
+        (LEVELS - 0.5, r"its numbers \(mode F\) are -0.5 to 0.5, not 0 to 1"),
+        (np.full((8, 8), np.nan, np.float32), r"its numbers \(mode F\) are nan to nan"),
+        (of_bits(8).astype(np.int32), r"the range of its numbers \(mode I\) is not known"),
+    ],
+)
+def test_pictures_of_an_unknown_range_are_refused(script, tmp_path, numbers, why):
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    with pytest.raises(script.data.DataError, match=rf"a\.tif cannot be read as a picture: {why}"):
+        script.data.read_grey(tmp_path / "a.tif", 8)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,11 @@ class Pictures:
 
     def fingerprint(self) -> str:
         """Tells other pictures from these, wherever they lie."""
-        crc = zlib.crc32(self.train_labels.numpy())
-        crc = zlib.crc32((self.train * 255).round().byte().numpy(), crc)
+        crc = zlib.crc32(ascii(self.classes).encode())
+        for labels in (self.train_labels, self.held_out_labels):
+            crc = zlib.crc32(labels.numpy(), crc)
+        for images in (self.train, self.held_out):
+            crc = zlib.crc32((images * 255).round().byte().numpy(), crc)
         return f"{len(self.train)} pictures in {len(self.classes)} classes ({crc:08x})"
 
 
@@ -63,16 +66,16 @@ def digits(size: int) -> Pictures:
 
 
 def read_grey(path: Path, size: int) -> np.ndarray:
-    """(size, size), float32 in [0, 1]."""
+    """(size, size), float32 in [0, 1]; what is transparent lies on white."""
+    from common import photos
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            grey = picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
-    # Pillow has no exception of its own for a broken file: it raises these
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}") from None
-    return np.asarray(grey, dtype=np.float32) / 255
+        grey = photos.read_file(path, "L")
+    except photos.PhotoError as error:
+        raise DataError(str(error)) from None
+    resized = grey.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(resized, dtype=np.float32) / 255
 
 
 def folder(path: Path, size: int) -> Pictures:

@@ -28,6 +28,7 @@ from common.scripts import exit_status
 from cvae import data, pictures
 from cvae.model import CVAE
 from cvae.options import add_training
+from cvae.schedule import one_cycle
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
@@ -79,13 +80,8 @@ class LightningCVAE(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            self.hparams.lr,
-            total_steps=self.trainer.estimated_stepping_batches,
-            pct_start=0.1,
-            final_div_factor=2,
-        )
+        steps = self.trainer.estimated_stepping_batches
+        schedule = one_cycle(optimizer, self.hparams.lr, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

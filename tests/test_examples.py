@@ -173,6 +173,11 @@ def test_lightning(run, example, tmp_path):
     assert f"held-out SSIM {expected:.4f}" in said.out
 
 
+def test_lightning_of_ten_steps(run, tmp_path):
+    run("lightning_cvae", "--epochs", "10", "--batch-size", "2000")
+    assert_pictures(tmp_path, ["curves.png"])
+
+
 def test_a_missing_lightning_is_explained(example, monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_cvae", raising=False)
     monkeypatch.setitem(sys.modules, "lightning", None)

@@ -96,6 +96,25 @@ def test_a_run_leaves_metrics_and_pictures(train, tmp_path):
     assert all(term in said.err for term in ("loss=", "mse=", "ssim_loss=", "kl="))
 
 
+@pytest.mark.parametrize("steps", range(1, 31))
+def test_the_learning_rate_of_any_number_of_steps(script, steps):
+    pixels, labels = torch.rand(5, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+    found = script.data.split(pixels, labels, ("one",))
+    names = ("size", "epochs", "batch_size", "lr", "latent", "alpha", "beta", "seed", "amp")
+    values = dict(zip(names, (8, steps, 4, 0.5, 1, 0.0, 0.0, 0, False)))
+    settings = script.Settings(criterion="", data="", **values)
+    trainer = script.Trainer(settings, None, found, Path(), torch.device("cpu"))
+    rates = []
+    for _ in range(steps):
+        rates += trainer.schedule.get_last_lr()
+        trainer.optimizer.step()
+        trainer.schedule.step()
+    top = rates.index(max(rates))
+    assert 0 < min(rates) <= max(rates) <= 0.5
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    assert top <= 0.1 * steps
+
+
 def test_rows_after_the_last_checkpoint_are_dropped(script, tmp_path, squares, monkeypatch):
     options = ["--runs", str(tmp_path), "--name", "test", "--data", str(squares)]
     options += ["--epochs", "4", "--batch-size", "12", "--checkpoint-every", "2"]  # 8 steps

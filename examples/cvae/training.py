@@ -20,6 +20,7 @@ from ssim_fused import CVAELoss, ssim
 from .data import Pictures
 from .model import CVAE
 from .processes import ALONE, Processes
+from .schedule import one_cycle
 
 TERMS = ("loss", "mse", "ssim_loss", "kl")
 HELD_OUT = (*(f"held_out_{term}" for term in TERMS), "held_out_ssim")
@@ -137,14 +138,7 @@ class Trainer:
         self.model = CVAE(settings.size, len(pictures.classes), settings.latent).to(device)
         self.network = processes.joined(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
-        # a short rise, then a cosine down
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            settings.lr,
-            total_steps=settings.epochs * self.steps,
-            pct_start=0.1,
-            final_div_factor=2,
-        )
+        self.schedule = one_cycle(self.optimizer, settings.lr, settings.epochs * self.steps)
         half = settings.amp and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.result = Result(self.model)

@@ -33,10 +33,10 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 train: $(VENV)/built ## set up everything and train the CVAE; pictures in runs/
-	$(BIN)/python examples/train_cvae.py
+	$(BIN)/python examples/train_cvae.py --name train --overwrite
 
 compare: $(VENV)/built ## train again with MSE alone and with the article's loss, side by side
-	$(BIN)/python examples/train_cvae.py --compare
+	$(BIN)/python examples/train_cvae.py --name compare --overwrite --compare
 
 test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
 	OMP_WAIT_POLICY=passive $(KEPT_MEMORY) \

@@ -38,6 +38,11 @@ from ssim_fused import CVAELoss  # noqa: E402
 OURS, MSE_ONLY, ARTICLE = "ssim_fused", "MSE only", "usual code"
 FOLDERS = {OURS: ".", MSE_ONLY: "mse_only", ARTICLE: "usual_code"}
 WARM_UP = 5  # steps left out of the times
+# what a run that has ended leaves beside its checkpoint and metrics
+LEFT = (
+    *("curves.png", "reconstructions.png", "samples.png", "sweep.png"),
+    *("reconstructions_compared.png", "comparison.png", "comparison.json"),
+)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +61,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--amp", action="store_true", help="mixed precision (torch.autocast)")
     often = "a checkpoint after so many"
     add("--checkpoint-every", type=at_least(1), default=1, metavar="EPOCHS", help=often)
-    add("--resume", action="store_true", help="go on from the last checkpoint")
+    before = parser.add_mutually_exclusive_group()  # what was trained under that name
+    resume, overwrite = "go on from the last checkpoint", "begin anew, without what was trained"
+    before.add_argument("--resume", action="store_true", help=resume)
+    before.add_argument("--overwrite", action="store_true", help=overwrite)
     add("--compare", action="store_true", help="train with two other losses, too")
     return parser.parse_args(argv)
 
@@ -107,7 +115,7 @@ def trainer_of(
     if goes_on(trainer, args.resume):
         trainer.resume()
     else:
-        trainer.start()
+        trainer.start(args.overwrite)
     return trainer
 
 
@@ -166,6 +174,9 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
     found = processes.in_turn(lambda: load(args))
     names = FOLDERS if args.compare else [OURS]
     trainers = {name: trainer_of(name, args, found, processes) for name in names}
+    if args.overwrite and processes.first:
+        for name in LEFT:
+            (args.runs / args.name / name).unlink(missing_ok=True)
     results = {name: trainer.train(args.checkpoint_every) for name, trainer in trainers.items()}
     if processes.first:
         leave_all(args, found, results)

@@ -170,6 +170,35 @@ def test_resume_explains_what_is_wrong(train, tmp_path, squares):
     assert "data was 24 pictures in 2 classes" in said.err
 
 
+def test_what_is_trained_is_overwritten_only_when_asked(
+    script, train, tmp_path, squares, monkeypatch
+):
+    def interrupted(*batch):
+        raise KeyboardInterrupt
+
+    options = ["--data", squares, *SHORT]
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Trainer, "step", interrupted)
+        train(*options, code=130)
+    train(*options)  # nothing was trained yet
+    folder = tmp_path / "test"
+    kept = {file: file.read_bytes() for file in folder.iterdir()}
+    said = train(*options, "--seed", 1, code=2).err
+    assert "checkpoint.pt is trained to epoch 1: --resume goes on, another --name" in said
+    assert "--overwrite begins anew" in said
+    assert {file: file.read_bytes() for file in folder.iterdir()} == kept
+
+    monkeypatch.setattr(script.Trainer, "step", interrupted)
+    train(*options, "--overwrite", code=130)
+    assert metrics(tmp_path) == []
+    assert {file.name for file in folder.iterdir()} == {"checkpoint.pt", "metrics.csv"}
+    (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
+    said = train(*options, code=2).err
+    assert "is not a checkpoint" in said
+    assert "--overwrite begins anew" in said
+    assert "not allowed with" in train(*options, "--resume", "--overwrite", code=2).err
+
+
 def test_a_fingerprint_tells_all_parts_of_the_data(script):
     found = script.data.digits(8)
     other = dict(
@@ -192,7 +221,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, squares):
     kept = checkpoint.read_bytes()
     scratch = checkpoint.with_name("checkpoint.pt.tmp")
     scratch.symlink_to("/dev/full")
-    said = train("--data", squares, *SHORT, code=2)
+    said = train("--data", squares, *SHORT, "--overwrite", code=2)
     assert f"No space left on device: '{checkpoint}'" in said.err
     assert checkpoint.read_bytes() == kept
     assert not scratch.is_symlink()

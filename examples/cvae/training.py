@@ -45,7 +45,7 @@ class Settings:
 
 
 class ResumeError(Exception):
-    """Why a run cannot go on."""
+    """Why a run cannot go on, or begin."""
 
 
 @dataclass
@@ -150,8 +150,13 @@ class Trainer:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def start(self) -> None:
-        """A checkpoint before the first step, so that a run can go on from any moment."""
+    def start(self, overwrite: bool = False) -> None:
+        """A checkpoint before the first step, so that a run can go on from any moment.
+
+        What was trained in this folder before stays, unless it may be overwritten.
+        """
+        if not overwrite:
+            self.processes.from_first(self._check_that_nothing_is_lost)
         if self.processes.first:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.save_checkpoint()
@@ -198,6 +203,19 @@ class Trainer:
     def save_metrics(self) -> None:
         if self.processes.first:
             save_rows(self.folder / "metrics.csv", self.result.rows)
+
+    def _check_that_nothing_is_lost(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        anew = "another --name leaves it alone, --overwrite begins anew"
+        try:
+            epochs = load_checkpoint(self.checkpoint).get("epoch")
+        except ResumeError as error:
+            raise ResumeError(f"{error}; {anew}") from None
+        if epochs:
+            raise ResumeError(
+                f"{self.checkpoint} is trained to epoch {epochs}: --resume goes on, {anew}"
+            )
 
     def _load(self) -> dict:
         state = load_checkpoint(self.checkpoint)

@@ -1,6 +1,8 @@
 """Compare many pairs of pictures on a Ray cluster, or on this machine: SSIM and its relatives.
 
 python examples/evaluate_with_ray.py pairs.csv out/     columns input and target; Parquet too
+
+The folder for the results is made, or empty: Ray adds files to those that are there.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ def absolute(batch: dict, folder: str) -> dict:
     return batch
 
 
+def is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("list", type=Path, help="a .csv or .parquet list of pairs")
@@ -31,6 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.list.is_file():
         parser.error(f"{options.list}: no such file")
+    if options.out.exists() and not is_empty_folder(options.out):
+        parser.error(f"{options.out}: not an empty folder, which results need")
 
     read = ray.data.read_parquet if options.list.suffix == ".parquet" else ray.data.read_csv
     pairs = read(str(options.list.resolve()))

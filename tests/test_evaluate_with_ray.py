@@ -41,6 +41,17 @@ def test_the_example_where_nothing_can_be_compared(tmp_path):
     assert run(tmp_path, ["00.png"]).splitlines()[-1] == "0 compared, 1 not"
 
 
+@pytest.mark.parametrize("there", ["out", "list.csv"])
+def test_results_are_not_mixed_with_what_is_there(example, tmp_path, there, call_main, monkeypatch):
+    (tmp_path / "out").mkdir()
+    for file in (tmp_path / "list.csv", tmp_path / "out" / "earlier.parquet"):
+        file.touch()
+    arguments = [str(tmp_path / "list.csv"), str(tmp_path / there)]
+    monkeypatch.setattr(sys, "argv", ["evaluate_with_ray.py", *arguments])
+    said = call_main(lambda _: example("evaluate_with_ray").main(), None, code=2).err
+    assert f"{there}: not an empty folder" in said
+
+
 def test_the_example_on_a_local_ray(tmp_path):
     ours, theirs = save_pairs(tmp_path, 3)
     said = run(tmp_path, [f"0{i}.png" for i in range(4)])

@@ -18,7 +18,8 @@ def places_of_detail(picture: Tensor, count: int, generator: torch.Generator) ->
     """(count, 2) places (x, y) in pixels, more of them where the picture (3, H, W) changes."""
     grey = picture.mean(dim=0)
     change = torch.stack(torch.gradient(grey)).square().sum(dim=0).sqrt()
-    density = change + 0.5 * change.mean()  # plain parts get some, too
+    # plain parts get some, too, even where nothing changes
+    density = change + 0.5 * change.mean() + 1e-12
     chosen = torch.multinomial(density.flatten(), count, generator=generator)
     y, x = chosen // grey.shape[1], chosen % grey.shape[1]
     return torch.stack((x, y), dim=1).float()

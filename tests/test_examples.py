@@ -110,6 +110,13 @@ def test_fit_image_of_a_file(run, tmp_path):
     assert "mine.png cannot be read as a picture" in said.err
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_fit_image_of_one_colour(run, tmp_path, level):
+    Image.new("RGB", (40, 40), (level,) * 3).save(tmp_path / "plain.png")
+    run("fit_image", "--picture", str(tmp_path / "plain.png"), "--steps", "2")
+    assert_pictures(tmp_path, ["progress.png", "curves.png"])
+
+
 @pytest.mark.parametrize(
     ("pixels", "expected"),
     [

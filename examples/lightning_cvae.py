@@ -3,8 +3,9 @@
 python examples/lightning_cvae.py                    scikit-learn's digits; compiling takes longest
 python examples/lightning_cvae.py --backend eager    starts at once, needs no C++ compiler
 
-Network and loss are one graph for torch.compile (fullgraph: it may not break). Results, metrics and
-checkpoint: runs/lightning_cvae/. Needs Lightning: pip install lightning
+Network and loss are one graph for torch.compile (fullgraph: it may not break). Each epoch leaves
+out what does not fill a batch, other pictures each time. Results, metrics and checkpoint:
+runs/lightning_cvae/. Needs Lightning: pip install lightning
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from common.scripts import exit_status  # noqa: E402
 from cvae import data, pictures  # noqa: E402
 from cvae.options import add_training  # noqa: E402
 from cvae.processes import ProcessError, Processes, restarts, together  # noqa: E402
-from cvae.training import Result, ResumeError, Settings, Trainer  # noqa: E402
+from cvae.training import CHECKPOINT, Result, ResumeError, Settings, Trainer  # noqa: E402
 
 from benchmarks import article  # noqa: E402
 from ssim_fused import CVAELoss  # noqa: E402
@@ -192,6 +192,13 @@ def leave_all(args: argparse.Namespace, found: data.Pictures, results: dict[str,
     print(f"pictures, metrics and checkpoint: {folder}")
 
 
+def stopped(args: argparse.Namespace) -> str:
+    """What is said after Ctrl-C."""
+    if (args.runs / args.name / CHECKPOINT).exists():
+        return f"stopped; --name {args.name} --resume goes on"
+    return "stopped before the first checkpoint"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
 
@@ -200,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
             run(args, processes)
 
     refusals = (data.DataError, ResumeError, ProcessError)
-    stopped = f"stopped; --name {args.name} --resume goes on"
-    return exit_status("train_cvae.py", train, *refusals, stopped=stopped)
+    return exit_status("train_cvae.py", train, *refusals, stopped=lambda: stopped(args))
 
 
 if __name__ == "__main__":

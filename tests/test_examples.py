@@ -241,6 +241,14 @@ def test_help_tells_how_to_start(example, capsys, name):
     assert "(default: " in said
 
 
+def test_help_tells_what_an_epoch_of_lightning_leaves_out(run, example):
+    said = " ".join(run("lightning_cvae", "--help").out.split())
+    assert "Each epoch leaves out what does not fill a batch" in said
+    assert "each picture is seen" not in said
+    batches, _ = example("lightning_cvae").loaders(example("lightning_cvae").data.digits(8), 1000)
+    assert len(batches) == 1  # of 1,442 pictures
+
+
 def test_notebook():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

@@ -98,6 +98,15 @@ def test_shares_of_a_batch(script, length, count):
     assert mean == pytest.approx(batch.mean().item(), rel=1e-12)
 
 
+def test_one_of_several_without_torchrun(script, tmp_path, call_main, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    said = call_main(script.main, options(tmp_path), code=2).err
+    assert "WORLD_SIZE is 2 without RANK, MASTER_ADDR, MASTER_PORT: torchrun sets them" in said
+
+
 def test_more_processes_than_gpus(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")

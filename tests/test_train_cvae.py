@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ pytest.importorskip("tqdm")
 import kills
 import tifffile
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 SCRIPT = EXAMPLES / "train_cvae.py"
 PICTURES = ["curves.png", "reconstructions.png", "samples.png", "sweep.png"]
@@ -159,6 +161,43 @@ def test_ctrl_c_ends_cleanly(tmp_path, squares):
     assert "Traceback" not in said
     saved = torch.load(tmp_path / "test" / "checkpoint.pt", weights_only=True)
     assert saved["epoch"] >= 1
+
+
+def test_ctrl_c_before_the_first_checkpoint(script, train, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "load", interrupted)
+    assert train(code=130).err == "\nstopped before the first checkpoint\n"
+
+
+class Conversions(TorchFunctionMode):
+    """The calls of Tensor.cpu and Tensor.double, by name and in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.cpu, torch.Tensor.double):
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_float64_is_of_the_cpu_alone(train, squares):
+    """MPS lacks it."""
+    with Conversions() as calls:
+        train("--data", squares, *SHORT)
+    before = [name for name, after in zip(calls.names, calls.names[1:]) if after == "double"]
+    assert before == 3 * ["cpu"]  # two steps, and the held-out pictures
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:1", "mps"])
+def test_times_are_of_work_that_is_done(script, monkeypatch, name):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    script.Trainer._now(SimpleNamespace(device=torch.device(name)))
+    assert waited == ([] if name == "cpu" else [torch.device(name)])
 
 
 def test_resume_explains_what_is_wrong(train, tmp_path, squares):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+TOLD = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, beside WORLD_SIZE
 
 
 class ProcessError(Exception):
@@ -145,6 +146,10 @@ def together(device: torch.device) -> Iterator[Processes]:
     if count == 1:
         yield ALONE
         return
+    missing = [name for name in TOLD if name not in os.environ]
+    if missing:
+        names = ", ".join(missing)
+        raise ProcessError(f"WORLD_SIZE is {count} without {names}: torchrun sets them")
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
     device = processes.device(device)
     if device.type == "cuda":

@@ -25,6 +25,7 @@ from .schedule import one_cycle
 TERMS = ("loss", "mse", "ssim_loss", "kl")
 HELD_OUT = (*(f"held_out_{term}" for term in TERMS), "held_out_ssim")
 COLUMNS = ("epoch", *TERMS, *HELD_OUT)
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def held_out_scores(
         mu, logvar = model.encode(x, label)
         recon = model.decode(mu, label)
         _, *terms = measure(recon, x, mu, logvar)
-        totals += len(x) * torch.stack([*terms, ssim(recon, x)]).double().cpu()
+        totals += len(x) * torch.stack([*terms, ssim(recon, x)]).cpu().double()
     mse, ssim_loss, kl, similarity = (processes.total(totals) / len(images)).tolist()
     loss = mse + alpha * ssim_loss + beta * kl
     return dict(zip(HELD_OUT, (loss, mse, ssim_loss, kl, similarity)))
@@ -148,7 +149,7 @@ class Trainer:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     def start(self, overwrite: bool = False) -> None:
         """A checkpoint before the first step, so that a run can go on from any moment.
@@ -272,7 +273,7 @@ class Trainer:
             mine = chosen[share]
             weight = self.processes.weight(counted, len(chosen))
             found = self.step(images[mine], labels[mine], noise[share], weight)
-            terms = torch.stack(found).double().cpu()
+            terms = torch.stack(found).cpu().double()
             totals += counted * terms
             shown = {name: f"{value:.4f}" for name, value in zip(TERMS, terms.tolist())}
             progress.set_postfix(shown, refresh=False)
@@ -311,6 +312,6 @@ class Trainer:
 
     def _now(self) -> float:
         """Seconds, once the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()

@@ -3,13 +3,16 @@
 Trains examples/train_cvae.py with and without the SSIM loss, at two weights of the KL divergence,
 from several seeds. Told of each: held-out reconstructions by SSIM, MSE and PSNR, and how many
 pictures drawn for a class a classifier takes for that class, the classifier being trained on the
-real pictures alone. docs/choosing.md has the table.
+real pictures alone. docs/choosing.md has the table. A run that was cut short goes on where the code
+is committed and as it was; a finished one is taken as it is. Otherwise they are trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,12 +56,29 @@ class Judge:
         return float(self.model.score(drawn.flatten(1), labels))
 
 
+def goes_on(folder: Path) -> bool:
+    """Whether a run was begun by this very code; what else is in its folder is removed.
+
+    Code that is not committed has no name by which it would be known again.
+    """
+    made = results.machine()
+    stamp = json.dumps({"commit": made["commit"], "torch": made["torch"]})
+    file = folder / "made_by.json"
+    is_known = made["commit"] != "unknown" and not made["commit"].endswith("-dirty")
+    if is_known and file.exists() and file.read_text() == stamp:
+        return (folder / "checkpoint.pt").exists()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    file.write_text(stamp)
+    return False
+
+
 def train(folder: Path, alpha: float, beta: float, seed: int, epochs: int) -> dict[str, str]:
-    """The last row of a run's metrics; a run that was cut short goes on."""
+    """The last row of a run's metrics; a run of this code that was cut short goes on."""
     command = [sys.executable, str(ROOT / "examples/train_cvae.py"), "--runs", str(folder.parent)]
     command += ["--name", folder.name, "--alpha", str(alpha), "--beta", str(beta)]
     command += ["--seed", str(seed), "--epochs", str(epochs)]
-    command += ["--resume"] if (folder / "checkpoint.pt").exists() else []
+    command += ["--resume"] if goes_on(folder) else []
     subprocess.run(command, check=True)
     return results.load(folder / "metrics.csv")[-1]
 

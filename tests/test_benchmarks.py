@@ -443,6 +443,39 @@ def test_vae_losses_are_means_over_seeds():
     assert judge.recognised(Painter(dataclasses.replace(pictures, train=noise))) < 0.3
 
 
+def test_runs_of_other_code_are_trained_again(monkeypatch, tmp_path):
+    made, commands = {"commit": "abc1234", "torch": "2.13.0"}, []
+    monkeypatch.setattr(results, "machine", lambda: dict(made))
+    folder = tmp_path / "run"
+
+    def trained(command, check):
+        commands.append(command)
+        (folder / "checkpoint.pt").touch()
+        (folder / "metrics.csv").write_text("epoch\n1\n")
+
+    monkeypatch.setattr(vae_losses.subprocess, "run", trained)
+
+    def resumed():
+        assert vae_losses.train(folder, 0.5, 6e-3, 0, 2) == {"epoch": "1"}
+        return "--resume" in commands[-1]
+
+    assert not resumed()
+    assert resumed()
+    for change in ({"commit": "def5678"}, {"torch": "2.14.1"}):
+        made.update(change)
+        (folder / "of-before").touch()
+        assert not resumed()
+        assert not (folder / "of-before").exists()
+        assert resumed()
+    for commit in ("def5678-dirty", "unknown"):  # may be other code each time
+        made["commit"] = commit
+        assert not resumed()
+        assert not resumed()
+    (folder / "made_by.json").unlink()  # a run from before there were stamps
+    made["commit"] = "def5678"
+    assert not resumed()
+
+
 def test_what_the_command_costs(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluating, "SIZE", (40, 200))
     pairs = evaluating.photographs(tmp_path, 2)

@@ -8,6 +8,9 @@ python -m benchmarks ceilings          what this machine can do at most
 python -m benchmarks readme            README's tables and pictures from the saved results
 python -m benchmarks table FILE.csv    a saved run as a Markdown table
 python -m benchmarks plot FILE.csv     and as a picture beside it
+
+A run that is cut short, lacks a library or has other options does not replace the results of a
+whole one: it is saved as NAME-partial, where --name or --out do not say otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 
 from . import accuracy, ceilings, results
 from .engine import OURS, Measurement, Workload, measure
-from .providers import BY_NAME, FAST, PROVIDERS, QUICK
+from .providers import BY_NAME, FAST, QUICK
 
 LARGE = ["16x3x256x256", "1x3x1080x1920"]
 SMALL = ["1x1x28x28", "128x1x28x28", "1x1x128x128", "5x1x128x128"]
@@ -79,7 +82,13 @@ def _rows(measurements: list[Measurement]) -> list[dict]:
     return [m.row(ours.get(m.workload)) for m in measurements]
 
 
-def run(args: argparse.Namespace) -> int:
+def _lacking(names: list[str]) -> str:
+    """Which of the libraries that can be installed anywhere are not, in words."""
+    absent = [name for name in names if BY_NAME[name].package and BY_NAME[name].missing()]
+    return f"without {', '.join(absent)}" if absent else ""
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Measure every workload; what is measured is kept when the run is cut short."""
     names = args.providers or (QUICK if args.quick else list(BY_NAME))
     shapes = args.shapes or [_shape(text) for text in SMALL + LARGE]
@@ -101,17 +110,20 @@ def run(args: argparse.Namespace) -> int:
         if reason := BY_NAME[name].missing(args.device):
             print(f"left out: {name}: {reason}", file=sys.stderr)
     measurements: list[Measurement] = []
+    lacks = _lacking(names) if args.quick or args.full else ""
     for i, (workload, compared) in enumerate(workloads):
         print(f"[{i + 1}/{len(workloads)}] {workload}", file=sys.stderr)
         found, finished = measure(workload, compared, budget, _show)
         measurements += found
         if not finished:
             print("\ninterrupted; what was measured is kept", file=sys.stderr)
+            lacks = "interrupted"
             break
     if not measurements:
         return 1
     rows = _rows(measurements)
     name = args.name or ("quick" if args.quick else "full" if args.full else "run")
+    name = results.name_for(name, parser, args, lacks)
     path = results.save(args.out or results.RESULTS, name, rows)
     print(f"\nns a pixel and channel, median (time relative to ssim_fused); saved in {path}\n")
     results.show(results.load(path))
@@ -128,19 +140,24 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.command == "run":
-        return run(args)
+        return run(parser, args)
     if args.command == "accuracy":
-        rows = accuracy.measure(args.providers or [provider.name for provider in PROVIDERS])
-        path = results.save(args.out or results.RESULTS, args.name or "accuracy", rows)
+        names = args.providers or list(BY_NAME)
+        rows = accuracy.measure(names)
+        if not rows:
+            reasons = (f"{name}: {BY_NAME[name].missing()}" for name in names)
+            print("nothing can be measured", *reasons, sep="\n", file=sys.stderr)
+            return 1
+        name = results.name_for(args.name or "accuracy", parser, args, _lacking(names))
+        path = results.save(args.out or results.RESULTS, name, rows)
         print(f"relative error against float64, float32 images; saved in {path}\n\nvalue\n")
         print(accuracy.markdown(rows, "value_error"))
         print("\ngradient\n")
         print(accuracy.markdown(rows, "gradient_error"))
         return 0
     if args.command == "ceilings":
-        path = results.save(
-            args.out or results.RESULTS, args.name or "ceilings", ceilings.by_threads()
-        )
+        name = results.name_for(args.name or "ceilings", parser, args)
+        path = results.save(args.out or results.RESULTS, name, ceilings.by_threads())
         print(path.read_text())
         return 0
     if args.command == "readme":

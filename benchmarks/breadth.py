@@ -210,7 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     for feature in FEATURES:
         rows.append(measure(feature, args.rounds))
         print(markdown([{k: str(v) for k, v in rows[-1].items()}]).splitlines()[-1], flush=True)
-    print(f"saved in {results.save(args.out, 'breadth', rows)}")
+    path = results.save(args.out, results.name_for("breadth", parser, args), rows)
+    print(f"saved in {path}")
     return 0
 
 

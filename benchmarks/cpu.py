@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     args = parser.parse_args(argv)
     rows = measure(args.shapes, args.rounds)
-    path = results.save(args.out, "cpu", rows)
+    path = results.save(args.out, results.name_for("cpu", parser, args), rows)
     for row in rows:
         print(
             f"{row['mode']:<6}{row['shape']:<15}{row['isa']:<9}{row['threads']} threads"

@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         pairs = photographs(Path(folder), args.pairs)
         rows = measure(pairs, args.repeat, args.rounds, os.cpu_count() or 1)
-    print(markdown(rows), f"saved in {results.save(args.out, 'evaluating', rows)}", sep="\n")
+    path = results.save(args.out, results.name_for("evaluating", parser, args), rows)
+    print(markdown(rows), f"saved in {path}", sep="\n")
     return 0
 
 

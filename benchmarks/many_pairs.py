@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), args.pairs, args.rounds)
-    print(markdown(rows), f"saved in {results.save(args.out, 'many_pairs', rows)}", sep="\n")
+    path = results.save(args.out, results.name_for("many_pairs", parser, args), rows)
+    print(markdown(rows), f"saved in {path}", sep="\n")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import importlib.metadata
@@ -9,11 +10,13 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 import ssim_fused
+from examples.common.files import save_json, write_atomically
 from release import tables
 from ssim_fused import _paths
 
@@ -88,16 +91,49 @@ def machine() -> dict:
     }
 
 
+# options that leave no part of a benchmark out
+_HARMLESS = {"command", "file", "quick", "full", "name", "out", "runs"}
+
+
+def name_for(
+    name: str, parser: argparse.ArgumentParser, args: argparse.Namespace, lacks: str = ""
+) -> str:
+    """`name`; name-partial for what would replace committed results by a part of them.
+
+    That is a run that `lacks` something, in words, or whose options are not those of the committed
+    results. Another name (--name) or folder (--out) is the caller's own.
+    """
+    if args.out is not None and args.out.resolve() != RESULTS.resolve():
+        return name
+    others = [
+        f"--{option}"
+        for option, value in vars(args).items()
+        if option not in _HARMLESS and value != parser.get_default(option)
+    ]
+    if others and not getattr(args, "name", None):
+        lacks = lacks or f"run with {', '.join(others)}"
+    if not lacks:
+        return name
+    print(f"{name}.csv is left as it is: saved as {name}-partial ({lacks})", file=sys.stderr)
+    return f"{name}-partial"
+
+
 def save(folder: Path, name: str, rows: list[dict]) -> Path:
-    """name.csv with the rows, name.json with the machine."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """name.csv with the rows, name.json with the machine; each is whole, or as it was."""
     path = folder / f"{name}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    text = json.dumps(machine(), indent=2) + "\n"
-    path.with_suffix(".json").write_text(text)
+    if not rows:
+        raise ValueError(f"no rows for {path}: it is left as it is")
+    made = machine()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(scratch: Path) -> None:
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+    save_json(path.with_suffix(".json"), made)
     return path
 
 

@@ -169,12 +169,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # the originals'
-    rows = []
+    rows, absent = [], {}
     for line in LINES:
         if args.only and line.library not in args.only:
             continue
         if reason := originals.missing(line.library):
             print(f"left out: {line.library}: {reason}", file=sys.stderr)
+            absent[line.library] = reason
             continue
         found = measure(line, args.budget)
         rows += found
@@ -182,7 +183,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{line.library}.{line.name}: {shown}", flush=True)
     if not rows:
         return 1
-    print(f"saved in {results.save(args.out, 'switching', rows)}")
+    lacks = f"without {', '.join(absent)}" if absent else ""
+    path = results.save(args.out, results.name_for("switching", parser, args, lacks), rows)
+    print(f"saved in {path}")
     return 0
 
 

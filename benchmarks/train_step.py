@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     args = parser.parse_args(argv)
     rows = measure(args.budget)
-    path = results.save(args.out, "train_step", rows)
+    path = results.save(args.out, results.name_for("train_step", parser, args), rows)
     print(markdown(rows), f"\nsaved in {path}", sep="\n")
     return 0
 

@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     args = parser.parse_args(argv)
     rows = measure(args.runs, args.seeds, args.epochs)
-    path = results.save(args.out, "vae_losses", rows)
+    path = results.save(args.out, results.name_for("vae_losses", parser, args), rows)
     print(markdown(rows), f"\nsaved in {path}", sep="\n")
     return 0
 

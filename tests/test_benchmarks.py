@@ -137,6 +137,84 @@ def test_an_interrupt_while_a_library_starts_keeps_what_was_measured(planted, tm
     assert row["shape"] == "1x1x16x16"
 
 
+def test_results_are_whole_or_as_they_were(tmp_path, monkeypatch):
+    path = results.save(tmp_path, "kept", [{"a": 1}, {"a": 2}])
+    before = path.read_text()
+    with pytest.raises(ValueError, match=r"no rows for .*kept\.csv"):
+        results.save(tmp_path, "kept", [])
+    assert path.read_text() == before
+
+    class Interrupting:
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        results.save(tmp_path, "kept", [{"a": 3}, {"a": Interrupting()}])
+    assert path.read_text() == before
+
+
+def test_a_library_that_is_not_there_has_no_accuracy(tmp_path, capsys):
+    assert cli.main(["accuracy", "--providers", "fussim", "--out", str(tmp_path)]) == 1
+    assert "fussim: runs on CUDA only" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+TINY_RUN = ["--shapes", "1x1x16x16", "--providers", "ssim_fused", "--budget", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "why"),
+    [
+        (["--quick", *TINY_RUN], "quick-partial", "run with --shapes, --providers, --budget"),
+        (["--quick", *TINY_RUN, "--name", "mine"], "mine", ""),
+        (["accuracy", "--providers", "ssim_fused"], "accuracy-partial", "run with --providers"),
+    ],
+)
+def test_a_part_does_not_replace_the_whole(monkeypatch, tmp_path, capsys, options, name, why):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(accuracy, "SHAPE", (1, 1, 64, 64))
+    assert cli.main(options) == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{name}.csv", f"{name}.json"]
+    assert why in capsys.readouterr().err
+
+
+def test_an_interrupted_run_does_not_replace_the_whole(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    measured = engine.Measurement("ssim_fused", TINY, [1.0], agrees=True)
+    monkeypatch.setattr(cli, "_lacking", lambda names: "")
+    for finished, name in ((True, "full"), (False, "full-partial")):
+        monkeypatch.setattr(cli, "measure", lambda *_, end=finished: ([measured], end))
+        assert cli.main(["--full"]) == 0
+        assert (tmp_path / f"{name}.csv").exists()
+    assert "full.csv is left as it is: saved as full-partial (interrupted)" in (
+        capsys.readouterr().err
+    )
+    assert len(results.load(tmp_path / "full.csv")) > len(
+        results.load(tmp_path / "full-partial.csv")
+    )
+
+
+def test_a_run_without_a_library_does_not_replace_the_whole(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(cli, "QUICK", ["ssim_fused", "planted"])
+    monkeypatch.setattr(cli, "SMALL", ["1x1x16x16"])
+    monkeypatch.setattr(cli, "LARGE", [])
+    planted(None, package="no-such-package", version="1.2.3")
+    monkeypatch.setattr(cli, "measure", lambda w, names, *_: engine.measure(w, names, 0.01))
+    assert cli.main(["--quick"]) == 0
+    assert (tmp_path / "quick-partial.csv").exists()
+    assert "without planted" in capsys.readouterr().err
+
+
+def test_fewer_rounds_do_not_replace_the_committed_results(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(breadth, "FEATURES", [breadth.Feature("one", shape=(1, 1, 16, 16))])
+    assert breadth.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "breadth-partial.csv").exists()
+    assert breadth.main(["--out", str(tmp_path)]) == 0
+    assert (tmp_path / "breadth.csv").exists()
+
+
 def test_quick_run_writes_results_that_can_be_shown(tmp_path, capsys):
     arguments = ["--quick", "--shapes", "1x1x20x24", "--budget", "0.01", "--out", str(tmp_path)]
     assert cli.main(arguments) == 0

@@ -10,9 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 _SCRIPT = """
-import sys, torch
-from benchmarks.engine import Clock, Workload, call_of
+import sys
+root, ours = sys.argv[1:]
+sys.path.insert(0, root)
 from ssim_fused import ssim_loss
+sys.path[0] = ours  # root may have a benchmark of its own
+import torch
+from benchmarks.engine import Clock, Workload, call_of
 clock, calls = Clock("cpu"), {}
 for line in sys.stdin:
     mode, shape, threads, count = line.split()
@@ -29,12 +33,11 @@ class Worker:
 
     def __init__(self, root: Path = ROOT, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SCRIPT],
+            [sys.executable, "-c", _SCRIPT, str(root), str(ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=root / "ssim_fused",  # not a place that would come first on the path
-            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{ROOT}", **environment},
+            env={**os.environ, **environment},
         )
 
     def times(self, mode: str, shape: str, threads: int, count: int = 5) -> list[float]:

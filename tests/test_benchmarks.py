@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from benchmarks import (
     vae_losses,
 )
 from benchmarks.engine import Workload
+from benchmarks.worker import Worker
 from examples.cvae.data import digits
 from ssim_fused.evaluation.pairs import Pair
 
@@ -418,6 +420,56 @@ def test_a_commit_that_is_slower_is_told(capsys):
         against.compare({"before": _Fixed(1.0), "now": _Fixed(1.2)}, ["step"], ["1x1x8x8"], 4) == 1
     )
     assert "+20.0% moved" in capsys.readouterr().out
+
+
+class _Disturbed:
+    """Five runs in which the machine does the same beside them; another thing in the next round."""
+
+    def __init__(self, seconds, generator):
+        self.seconds, self.generator = seconds, generator
+
+    def times(self, mode, shape, threads):
+        beside = 0.1 * abs(self.generator.gauss(0, 1))
+        return [self.seconds * (1 + beside + 0.01 * self.generator.random()) for _ in range(5)]
+
+
+def test_disturbed_rounds_of_equal_code_have_not_moved(capsys):
+    generator = random.Random(0)
+
+    def slower(now):
+        sides = {"before": _Disturbed(1.0, generator), "now": _Disturbed(now, generator)}
+        return against.compare(sides, ["step"], ["1x1x8x8"] * 200, 30)
+
+    slower(1.0)
+    assert capsys.readouterr().out.count("moved") <= 3
+    assert slower(1.2) >= 198
+
+
+def test_a_commit_that_is_faster_is_no_failure(capsys):
+    sides = {"before": _Fixed(1.2), "now": _Fixed(1.0)}
+    assert against.compare(sides, ["step"], ["1x1x8x8"], 4) == 0
+    assert "-16.7% moved" in capsys.readouterr().out
+
+
+def test_another_commits_library_is_timed_by_this_trees_benchmark(tmp_path):
+    library, old = tmp_path / "ssim_fused", tmp_path / "benchmarks"
+    for folder in (library, old):
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+    (old / "engine.py").write_text("raise ImportError('the benchmark of before')\n")
+    (library / "reference.py").touch()
+    (library / "__init__.py").write_text(
+        "from pathlib import Path\n"
+        "def ssim_loss(x, y):\n"
+        "    Path(__file__).with_name('called').touch()\n"
+        "    return (x - y).square().mean()\n"
+    )
+    worker = Worker(tmp_path)
+    try:
+        assert len(worker.times("step", "1x1x8x8", 1)) == 5
+    finally:
+        worker.close()
+    assert (library / "called").exists()
 
 
 @pytest.mark.parametrize("text", ["16x3", "axbxcxd", "0x1x2x3"])

@@ -363,6 +363,24 @@ def test_ceilings_are_above_what_is_reached():
     assert ceilings.floor_ns(found, "step") >= ceilings.floor_ns(found, "value") > 0
 
 
+def test_the_cache_is_read_longer_than_threads_take_to_start(monkeypatch):
+    read = []
+    monkeypatch.setattr(ceilings, "_best", lambda call, seconds: read.append(call()) or 1.0)
+    found = ceilings.measure()
+    assert found["cache_gb_s"] >= found["memory_gb_s"] / 2  # bytes of a call, a second each
+    one_pass = read[-1].item() / ceilings.PASSES
+    assert one_pass == pytest.approx(ceilings.CACHED / 2, rel=0.01)  # the same numbers each time
+
+
+def test_the_roofline_has_what_its_title_says(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [row for row in results.load(results.RESULTS / "full.csv") if row["mode"] != "memory"]
+    path = tmp_path / "picture.png"
+    assert results.plot_roofline(rows, path)
+    for column, other in (("dtype", "float64"), ("agrees", "False"), ("shape", "1x1x28x28")):
+        assert not results.plot_roofline([row | {column: other} for row in rows], path)
+
+
 def test_what_a_whole_step_gains(tmp_path, capsys, monkeypatch):
     small = {"CVAE": train_step.cvae, "super-resolution": train_step.super_resolution}
     monkeypatch.setattr(train_step, "TASKS", small)

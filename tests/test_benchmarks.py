@@ -509,7 +509,7 @@ def test_a_call_that_tries_the_patience_is_timed_once(monkeypatch):
 
 def test_breadth_times_a_feature_beside_the_plain_loss():
     settings = {"window_size": 35, "sigma": 5.0}  # more taps than CUDA's kernels serve
-    slow = breadth.Feature("slow", settings, (1, 1, 24, 30), mask=True, rival="ssim")
+    slow = breadth.Feature("slow", settings, (1, 1, 24, 30), mask=True)
     row = breadth.measure(slow, 2)
     assert row["value_ns"] > 0
     assert row["step_ns"] > 0
@@ -518,10 +518,32 @@ def test_breadth_times_a_feature_beside_the_plain_loss():
     assert "| slow | 1x1x24x30 | native | plain PyTorch |" in shown
 
 
+def _small(feature):
+    return feature._replace(
+        shape=(*feature.shape[:1], 1, *(min(size, 176) for size in feature.shape[2:]))
+    )
+
+
+def test_rivals_compute_the_same():
+    pytest.importorskip("pytorch_msssim")
+    rivals = [_small(feature) for feature in breadth.FEATURES if feature.rival]
+    assert {feature.rival for feature in rivals} == {"ssim", "ms_ssim"}
+    for feature in rivals:
+        assert breadth.measure(feature, 1)["pytorch_msssim_step"] > 0
+    other = breadth.Feature("zeros outside", shape=(1, 1, 24, 30), rival="ssim")
+    with pytest.raises(RuntimeError, match=r"zeros outside: 0\.\d+, pytorch-msssim's ssim 0\.\d+"):
+        breadth.measure(other, 1)
+
+
+def test_committed_rivals_are_those_that_compute_the_same():
+    rows = results.load(results.RESULTS / "breadth.csv")
+    assert [row["feature"] for row in rows] == [feature.name for feature in breadth.FEATURES]
+    for row, feature in zip(rows, breadth.FEATURES):
+        assert feature.rival or not row["pytorch_msssim_step"], feature
+
+
 def test_every_feature_is_computed():
-    for one in breadth.FEATURES:
-        shape = (*one.shape[:1], 1, *(min(size, 176) for size in one.shape[2:]))
-        feature = one._replace(shape=shape)
+    for feature in map(_small, breadth.FEATURES):
         x, y = breadth._images(feature)
         loss = feature.function(x, y, **feature.settings, **breadth._beside(feature))
         assert torch.isfinite(loss).all(), feature.name

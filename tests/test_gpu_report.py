@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -30,8 +31,9 @@ def test_file_names():
     assert gpu.file_name("NVIDIA GeForce RTX 4090") == "gpu-nvidia-geforce-rtx-4090"
 
 
-@pytest.mark.parametrize("failing", [False, True])
-def test_the_report(monkeypatch, tmp_path, failing):
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A GPU, whose report comes from the CPU."""
     monkeypatch.setattr(gpu, "why_not", lambda: None)
     monkeypatch.setattr(gpu, "SHAPES", [(1, 1, 20, 20)])
     monkeypatch.setattr(gpu, "BY_NAME", {"ssim_fused": None})
@@ -39,14 +41,37 @@ def test_the_report(monkeypatch, tmp_path, failing):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretend 1")
     monkeypatch.setattr(gpu, "run_sanitizers", dict)
     monkeypatch.setattr(gpu, "Workload", lambda mode, shape, device: gpu_workload(mode, shape))
+    monkeypatch.setattr(gpu, "run_tests", lambda: {"exit": 0, "closing_line": "3 passed"})
+    monkeypatch.setattr(gpu, "measure", lambda w, names, budget: real_measure(w, names, 0.01))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_report(monkeypatch, tmp_path, pretend, failing):
     status = {"exit": int(failing), "closing_line": "3 passed"}
     monkeypatch.setattr(gpu, "run_tests", lambda: status)
-    monkeypatch.setattr(gpu, "measure", lambda w, names, budget: real_measure(w, names, 0.01))
     assert gpu.main() == int(failing)
     report = json.loads((tmp_path / "gpu-pretend-1.json").read_text())
     assert report["tests"]["closing_line"] == "3 passed"
     assert [row["mode"] for row in report["benchmark"]] == ["value", "step"]
     assert all(row["median_us"] > 0 for row in report["benchmark"])
+
+
+def test_a_wrong_value_is_an_error(monkeypatch, capsys, pretend):
+    def wrong(workload, names, budget):
+        measured, finished = real_measure(workload, names, 0.01)
+        measured[0].agrees = workload.mode == "value"
+        return measured, finished
+
+    monkeypatch.setattr(gpu, "measure", wrong)
+    assert gpu.main() == 1
+    said = capsys.readouterr().out
+    assert "ssim_fused disagrees with float64: step 1x1x20x20" in said
+    assert "value 1x1x20x20" not in said
+
+
+def test_the_page_names_the_tests_that_are_run():
+    select = inspect.signature(gpu.run_tests).parameters["select"].default
+    assert f"`{select}`" in (ROOT / "docs" / "gpu.md").read_text()
 
 
 real_measure = gpu.measure

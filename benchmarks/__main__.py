@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from examples.common.options import at_least, usable_device
+
 from . import accuracy, ceilings, results
 from .engine import OURS, Measurement, Workload, measure
 from .providers import BY_NAME, FAST, QUICK
@@ -43,6 +45,13 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def _device(text: str) -> str:
+    if text.partition(":")[0] not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda and cuda:NUMBER")
+    usable_device(text)
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -53,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "command",
         nargs="?",
         default="run",
-        choices=["run", "accuracy", "ceilings", "readme", "table", "plot"],
+        choices=COMMANDS,
     )
     parser.add_argument("file", nargs="?", type=Path, help="for table and plot")
     parser.add_argument("--quick", action="store_true", help="few providers, a short budget")
@@ -63,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--modes", nargs="+", choices=["value", "step", "memory"], default=["value", "step"]
     )
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--device", type=_device, default="cpu")
+    parser.add_argument("--threads", type=at_least(1), default=None)
     parser.add_argument("--budget", type=float, help="seconds for each workload")
     parser.add_argument("--out", type=Path, default=None, help="where CSV and JSON go")
     parser.add_argument("--name", default=None, help="of the result files")
@@ -133,6 +142,27 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def show(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """A saved run as a table or picture."""
+    if args.file is None or not args.file.is_file():
+        parser.error(f"{args.command} needs a saved CSV file, got {args.file}")
+    rows = results.load(args.file)
+    columns = Measurement(OURS, Workload("value", (1, 1, 1, 1))).row(None)
+    if absent := [name for name in columns if not rows or name not in rows[0]]:
+        parser.error(
+            f"{args.command} takes times as `python -m benchmarks` saves them: {args.file} has no "
+            f"{', '.join(absent)}"
+        )
+    if args.command == "table":
+        print(results.markdown(rows))
+        return 0
+    picture = args.file.with_suffix(".png")
+    if not results.plot(rows, picture):
+        parser.error(f"nothing in {args.file} was timed beside ssim_fused")
+    print(picture)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = _parser()
@@ -165,16 +195,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(*readme.update(), sep="\n")
         return 0
-    if args.file is None or not args.file.exists():
-        parser.error(f"{args.command} needs a saved CSV file, got {args.file}")
-    rows = results.load(args.file)
-    if args.command == "table":
-        print(results.markdown(rows))
-    else:
-        picture = args.file.with_suffix(".png")
-        results.plot(rows, picture)
-        print(picture)
-    return 0
+    return show(parser, args)
 
 
 if __name__ == "__main__":

@@ -497,6 +497,32 @@ def test_bad_shapes(text, capsys):
     assert "is not a shape like" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cudax"], "'cudax' is none of cpu, cuda and cuda:NUMBER"),
+        (["--device", "cuda:x"], "cannot use 'cuda:x'"),
+        (["--threads", "-2"], "must be at least 1, got -2"),
+        (["--threads", "0"], "must be at least 1, got 0"),
+        (["--dtypes", "foo"], "invalid choice: 'foo' (choose from"),
+        (["plot", "accuracy.csv"], "accuracy.csv has no mode, shape, dtype, device, median_us"),
+        (["table", "accuracy.csv"], "table takes times as `python -m benchmarks` saves them"),
+        (["plot", "gpu_cost.csv"], "gpu_cost.csv has no provider, mode"),
+        (["table", "of-memory"], "needs a saved CSV file, got of-memory"),
+    ],
+)
+def test_bad_arguments(monkeypatch, arguments, message, call_main):
+    monkeypatch.chdir(results.RESULTS)
+    assert message in call_main(cli.main, arguments, code=2).err
+
+
+def test_a_run_without_times_has_no_picture(tmp_path, call_main):
+    row = engine.Measurement("ssim_fused", TINY, problem="no gradient").row(None)
+    path = results.save(tmp_path, "untimed", [row])
+    assert "untimed.csv was timed" in call_main(cli.main, ["plot", str(path)], code=2).err
+    assert not path.with_suffix(".png").exists()
+
+
 def test_a_call_that_tries_the_patience_is_timed_once(monkeypatch):
     monkeypatch.setattr(engine, "PATIENCE", 0.0)
     workload = engine.Workload("value", (1, 1, 20, 20))

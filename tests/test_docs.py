@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shutil
@@ -194,6 +195,20 @@ def test_the_messages_of_troubleshooting_are_those_of_the_sources():
     paths = [ROOT / "setup.py", *(ROOT / "ssim_fused").glob("_*.py")]
     sources = "".join(path.read_text() for path in paths)
     assert not [message for message in messages if fragment(message) not in sources]
+
+
+def test_times_in_the_text_are_those_of_the_results():
+    with (ROOT / "benchmarks" / "results" / "train_step.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["task"] == "CVAE, 128x1x32x32"]
+    took = {row["loss"]: f"takes about {float(row['loss_ms']):.0f} ms" for row in rows}
+    text = " ".join((DOCS / "start-vae.md").read_text().split())
+    start = f"The loss of a batch of 128 pictures of 32 x 32 {took['ssim_fused']}, "
+    assert f"{start}forward and backward, where the usual code {took['usual code']} (" in text
+
+
+def test_counts_of_others_have_a_source():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert re.search(r"issue tracker[^.]* fused-ssim's family executes about 1,000", text)
 
 
 # ---- the site ----

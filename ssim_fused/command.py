@@ -136,8 +136,6 @@ def compare(
     compared or has no partner, a file could not be written, or anything else went wrong; 130 after
     Ctrl-C. What is finished by then is in the files.
     """
-    from PIL import Image
-
     from .evaluation.outputs import OutputsError, check_apart, check_no_pictures
     from .evaluation.pairs import PairsError, find_pairs
     from .evaluation.ranks import Ranks, RanksError
@@ -157,7 +155,6 @@ def compare(
         check_no_pictures(_given(csv, json, parquet, html))
     except (PairsError, OutputsError) as error:
         raise click.UsageError(str(error)) from None
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; pictures.py has that of the settings
     outcome = Outcome(MOST_ROWS if html else _NAMED)
     try:
         ranks = Ranks()

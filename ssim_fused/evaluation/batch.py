@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,28 +53,8 @@ def evaluate_batch(
     if len({*lengths.values()}) > 1:
         said = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"columns of a batch must have one length, got {said}")
-    with _pillow_unlimited():
-        results = [_result(*pair, settings) for pair in zip(batch["input"], batch["target"])]
+    results = [_result(*pair, settings) for pair in zip(batch["input"], batch["target"])]
     return dict(batch) | {name: _column(name, results) for name in _NAMES}
-
-
-_lock = threading.Lock()
-_limits: list[int | None] = []  # what Pillow's limit was, for each batch that is being done
-
-
-@contextlib.contextmanager
-def _pillow_unlimited() -> Iterator[None]:
-    """Pillow's limit, one for the process, makes way for that of the settings."""
-    with _lock:
-        _limits.append(Image.MAX_IMAGE_PIXELS)
-        Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        with _lock:
-            limit = _limits.pop()
-            if not _limits:  # the last one has what the first one found
-                Image.MAX_IMAGE_PIXELS = limit
 
 
 def _is_path(what: Any) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +184,27 @@ def _read_png(path: Path, max_pixels: int) -> np.ndarray:
     return imagecodecs.png_decode(content)
 
 
+_lock = threading.Lock()
+_limits: list[int | None] = []  # what Pillow's limit was, for each file that is being read
+
+
+@contextlib.contextmanager
+def _pillow_unlimited() -> Iterator[None]:
+    """Pillow's limit, one for the process, makes way for that of the caller."""
+    with _lock:
+        _limits.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _lock:
+            limit = _limits.pop()
+            if not _limits:  # the last one has what the first one found
+                Image.MAX_IMAGE_PIXELS = limit
+
+
 def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
-    with Image.open(path, "r", _PILLOW_FORMATS) as image:
+    with _pillow_unlimited(), Image.open(path, "r", _PILLOW_FORMATS) as image:
         _check_size(*image.size, max_pixels)
         if image.format != "MPO":
             _check_single(getattr(image, "n_frames", 1))

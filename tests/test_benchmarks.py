@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -370,6 +371,14 @@ def test_the_cache_is_read_longer_than_threads_take_to_start(monkeypatch):
     assert found["cache_gb_s"] >= found["memory_gb_s"] / 2  # bytes of a call, a second each
     one_pass = read[-1].item() / ceilings.PASSES
     assert one_pass == pytest.approx(ceilings.CACHED / 2, rel=0.01)  # the same numbers each time
+
+
+def test_committed_ceilings_have_a_cache_faster_than_memory():
+    with open(results.RESULTS / "ceilings.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["threads"] for row in found] == ["1", "2"]
+    for row in found:
+        assert float(row["cache_gb_s"]) > float(row["memory_gb_s"])
 
 
 def test_the_roofline_has_what_its_title_says(tmp_path):

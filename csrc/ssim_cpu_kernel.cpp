@@ -483,9 +483,9 @@ class Item {
     };
     for (int k = 0; k < kPivotTries && (mask != nullptr || !is_small); ++k) {
       // not the item's slice: all slices of a gradient have one pivot
-      const int64_t z = k == 0 ? p_.d / 2 : part_of(int64_t{0}, p_.d, k);
-      const int64_t y = smaller(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), p_.h - 1);
-      const int64_t x = smaller(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), p_.w - 1);
+      const int64_t z = pivot_place(int64_t{0}, p_.d, k);
+      const int64_t y = smaller(pivot_place(y0_, y1_, k), p_.h - 1);
+      const int64_t x = smaller(pivot_place(x0_, x1_, k), p_.w - 1);
       // a masked pixel has no part in anything
       if (mask != nullptr && !(pixel(mask, p_.mask, z, y, x) > 0)) continue;
       const A a = pixel(input_, p_.input, z, y, x), b = pixel(target_, p_.target, z, y, x);

@@ -495,8 +495,8 @@ class Block {
     const bool is_large = g_.h > halo_y() && g_.w > halo_x();
 #pragma unroll 1
     for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
-      const int y = least(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), g_.h - 1);
-      const int x = least(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), g_.w - 1) - column_x;
+      const int y = least(pivot_place(y0_, y1_, k), g_.h - 1);
+      const int x = least(pivot_place(x0_, x1_, k), g_.w - 1) - column_x;
       // a masked pixel has no part in anything
       if (has_mask() && !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0))) continue;
       const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
@@ -1189,7 +1189,10 @@ class Block {
       }
       if (p_.value != nullptr) {
         __threadfence();
-        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) *flag() = 1;
+        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) {
+          __threadfence();  // this thread's, so that it orders what all of the block read next
+          *flag() = 1;
+        }
       }
     }
   }
@@ -1197,7 +1200,6 @@ class Block {
   SSIM_DEVICE void finish_value() {
     __syncthreads();
     if (*flag() == 0) return;
-    __threadfence();
     if (thread() == 0) *p_.arrived = 0;
     auto* sums = reinterpret_cast<ExactSum<A>*>(moments_);
     if (!has_terms()) {

@@ -29,12 +29,13 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
-// Where a pivot is looked for: at the centre of a tile, then after one sixteenth of it, two ...
-// fifteen, along a diagonal.
+// Where a pivot is looked for along an axis of a tile: in its middle, then after one sixteenth of it,
+// two ... fifteen.
 constexpr int kPivotTries = 16;
 template <typename Int>
-SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {
-  return begin + static_cast<Int>(static_cast<long long>(end - begin) * k / kPivotTries);
+SSIM_HOST_DEVICE Int pivot_place(Int begin, Int end, int k) {
+  const int part = k == 0 ? kPivotTries / 2 : k;
+  return begin + static_cast<Int>(static_cast<long long>(end - begin) * part / kPivotTries);
 }
 
 // The pixel that is taken away from all of a tile: the first that is finite and not far out of the

@@ -67,11 +67,12 @@ class Cache:
 
     def _give_up(self, reason: object) -> None:
         where, self.place = self.place, None
-        warnings.warn(
-            f"ssim_fused: compiled CUDA kernels are not kept in {where}: {reason}; "
-            f"each process compiles them anew ({VARIABLE} names another folder)",
-            stacklevel=2,
-        )
+        with contextlib.suppress(Warning):  # as an error it would stop a launch
+            warnings.warn(
+                f"ssim_fused: compiled CUDA kernels are not kept in {where}: {reason}; "
+                f"each process compiles them anew ({VARIABLE} names another folder)",
+                stacklevel=2,
+            )
 
     def load(self, key: str) -> Compiled | None:
         """The kernel of this key; None where there is none, or it is damaged."""
@@ -84,7 +85,7 @@ class Cache:
                 self._give_up("anyone may write there")
                 return None
             return unpack(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # or another user's
             return None
         except OSError as error:
             self._give_up(error)
@@ -99,6 +100,8 @@ class Cache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, scratch = tempfile.mkstemp(prefix=".", dir=path.parent)
+            if os.name == "posix":
+                os.fchmod(handle, 0o644)  # a group may share the folder
             with os.fdopen(handle, "wb") as file:
                 file.write(pack(compiled))
             os.replace(scratch, path)

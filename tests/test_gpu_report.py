@@ -41,19 +41,84 @@ def pretend(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretend 1")
     monkeypatch.setattr(gpu, "run_sanitizers", dict)
     monkeypatch.setattr(gpu, "Workload", lambda mode, shape, device: gpu_workload(mode, shape))
-    monkeypatch.setattr(gpu, "run_tests", lambda: {"exit": 0, "closing_line": "3 passed"})
+    status = {"exit": 0, "closing_line": "3 passed", "passed": True}
+    monkeypatch.setattr(gpu, "run_tests", lambda: status)
     monkeypatch.setattr(gpu, "measure", lambda w, names, budget: real_measure(w, names, 0.01))
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_the_report(monkeypatch, tmp_path, pretend, failing):
-    status = {"exit": int(failing), "closing_line": "3 passed"}
+def test_the_report(monkeypatch, tmp_path, capsys, pretend, failing):
+    status = {"exit": int(failing), "closing_line": "3 of 4", "passed": not failing}
+    sanitizers = {"memcheck": {"exit": 0, "closing_line": "17 passed", "passed": True}}
     monkeypatch.setattr(gpu, "run_tests", lambda: status)
+    monkeypatch.setattr(gpu, "run_sanitizers", lambda: sanitizers)
     assert gpu.main() == int(failing)
+    said = capsys.readouterr().out
+    assert ("tests: 3 of 4: FAILED\n" if failing else "tests: 3 of 4\n") in said
+    assert "memcheck: 17 passed\n" in said
     report = json.loads((tmp_path / "gpu-pretend-1.json").read_text())
-    assert report["tests"]["closing_line"] == "3 passed"
+    assert report["tests"] == status
+    assert report["sanitizers"] == sanitizers
     assert [row["mode"] for row in report["benchmark"]] == ["value", "step"]
     assert all(row["median_us"] > 0 for row in report["benchmark"])
+
+
+def test_a_sanitizer_that_fails_is_an_error(monkeypatch, pretend):
+    found = {"exit": 9, "closing_line": "17 passed", "passed": False, "said": "Invalid read"}
+    monkeypatch.setattr(gpu, "run_sanitizers", lambda: {"memcheck": found})
+    assert gpu.main() == 1
+
+
+def test_what_was_measured_is_kept_where_the_rest_fails(monkeypatch, tmp_path, pretend):
+    def fail():
+        raise RuntimeError("the lease is over")
+
+    monkeypatch.setattr(gpu, "run_sanitizers", fail)
+    with pytest.raises(RuntimeError, match="the lease"):
+        gpu.main()
+    assert json.loads((tmp_path / "gpu-pretend-1.json").read_text())["benchmark"]
+
+
+def test_tests_that_were_skipped_have_shown_nothing():
+    for may_skip in (True, False):
+        found = gpu.run_tests(select=f"{gpu.SANITIZED}[mask]", may_skip=may_skip)
+        assert found["exit"] == 0
+        assert "1 skipped" in found["closing_line"]
+        assert not found["passed"]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Has the next run of tests end with a status, having said something."""
+    return lambda status, text: monkeypatch.setattr(gpu, "_run", lambda *_: (status, text))
+
+
+def test_the_closing_line_is_pytests_own(said):
+    text = "....\n===== 16 passed, 1 skipped in 61.20s (0:01:01) =====\nERROR SUMMARY: 0 errors\n"
+    said(0, text)
+    assert gpu.run_tests()["passed"]
+    found = gpu.run_tests(may_skip=False)
+    assert found["closing_line"].startswith("16 passed, 1 skipped in 61.20s")
+    assert not found["passed"]
+    assert found["said"] == text
+    said(9, "17 passed in 3.10s\nInvalid __global__ write\nERROR SUMMARY: 1 error\n")
+    found = gpu.run_tests(may_skip=False)
+    assert not found["passed"]
+    assert "Invalid __global__ write" in found["said"]
+    said(0, "17 passed in 3.10s\n")
+    assert gpu.run_tests(may_skip=False) == {
+        "exit": 0,
+        "closing_line": "17 passed in 3.10s",
+        "passed": True,
+    }
+
+
+def test_a_run_that_hangs_is_killed(capsys):
+    script = "import time; print('begins', flush=True); time.sleep(60)"
+    status, said = gpu._run([sys.executable, "-c", script], limit_s=3.0)
+    assert status < 0
+    assert said == "begins\n"
+    assert capsys.readouterr().err == "begins\n"
 
 
 def test_a_wrong_value_is_an_error(monkeypatch, capsys, pretend):

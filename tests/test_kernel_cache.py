@@ -71,6 +71,32 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     gives_up(Cache(tmp_path / "file" / "cache"), "Not a directory")
 
 
+def test_a_warning_that_is_an_error_stops_no_launch(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file" / "cache")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache.store("a", KERNEL)
+    assert cache.place is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are posix's")
+def test_a_folder_is_shared_with_its_group(tmp_path, monkeypatch):
+    Cache(tmp_path).store("a", KERNEL)
+    entry = tmp_path / "a.kernel"
+    assert entry.stat().st_mode & 0o777 == 0o644
+
+    def another_users(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    cache = Cache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernel_cache.Path, "read_bytes", another_users)
+        assert cache.load("a") is None
+    cache.store("a", KERNEL)
+    assert cache.load("a") == KERNEL
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)

@@ -471,25 +471,36 @@ class Item {
     return stride == 1 || (kHasGather<T> && stride == kChannels) ? static_cast<int>(stride) : 0;
   }
 
-  // A pixel of the item that others lie near. Where every window reaches over the edge, the zeros
+  // the pixels that a pivot may be made of; false where they are masked and have no part in anything
+  bool pivot_pixels(const A* mask, int k, A& a, A& b) const {
+    // not the item's slice: all slices of a gradient have one pivot
+    const int64_t z = pivot_place(int64_t{0}, p_.d, k);
+    const int64_t y = smaller(pivot_place(y0_, y1_, k), p_.h - 1);
+    const int64_t x = smaller(pivot_place(x0_, x1_, k), p_.w - 1);
+    const auto pixel = [&](auto* image, const Image& of) {
+      return to_arithmetic(image[z * of.stride_d + y * of.stride_h + x * of.stride_w]);
+    };
+    a = pixel(input_, p_.input);
+    b = pixel(target_, p_.target);
+    return mask == nullptr || pixel(mask, p_.mask) > 0;
+  }
+
+  // What is taken away from all of the item. Where every window reaches over the edge, the zeros
   // outside make the variance large: there is nothing to gain, and a pivot would cost digits of the
   // mean.
   void choose_pivot() {
     Pivot<A> pivot;
     const A* mask = kGeneral && p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
     const bool is_small = p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps;
-    const auto pixel = [](auto* image, const Image& of, int64_t z, int64_t y, int64_t x) {
-      return to_arithmetic(image[z * of.stride_d + y * of.stride_h + x * of.stride_w]);
-    };
-    for (int k = 0; k < kPivotTries && (mask != nullptr || !is_small); ++k) {
-      // not the item's slice: all slices of a gradient have one pivot
-      const int64_t z = pivot_place(int64_t{0}, p_.d, k);
-      const int64_t y = smaller(pivot_place(y0_, y1_, k), p_.h - 1);
-      const int64_t x = smaller(pivot_place(x0_, x1_, k), p_.w - 1);
-      // a masked pixel has no part in anything
-      if (mask != nullptr && !(pixel(mask, p_.mask, z, y, x) > 0)) continue;
-      const A a = pixel(input_, p_.input, z, y, x), b = pixel(target_, p_.target, z, y, x);
-      if (pivot.offer(a, b, static_cast<A>(p_.inverse_range))) break;
+    if (mask != nullptr || !is_small) {
+      const A range = static_cast<A>(p_.inverse_range);
+      A a[kTypicalTries], b[kTypicalTries];
+      bool all = true;
+      for (int k = 0; k < kTypicalTries; ++k) all = pivot_pixels(mask, k, a[k], b[k]) && all;
+      bool found = all && pivot.offer(a, b, range);
+      for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
+        found = pivot_pixels(mask, k, a[0], b[0]) && pivot.offer(a[0], b[0], range);
+      }
     }
     pivot_input_ = pivot.input;
     pivot_target_ = pivot.target;

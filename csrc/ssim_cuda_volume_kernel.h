@@ -291,27 +291,39 @@ class VolumeBlock {
 
   // ---- pixels ----
 
-  // A voxel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
-  // window sees the zeros over the edge there is nothing to gain.
+  // the voxels that a pivot may be made of; false where they are masked and have no part in anything
+  SSIM_DEVICE bool pivot_voxels(int k, A& a, A& b) const {
+    int at[3];
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      // a window of 'valid' padding starts where it is counted
+      const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
+      at[axis] =
+          least(pivot_place(place_->begin[axis], place_->end[axis], k) + ahead, g_.size[axis] - 1);
+    }
+    a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
+    b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
+    return !has_mask() || seen(at[kZ], at[kY], at[kX]) > A(0);
+  }
+
+  // What is taken away from all of the tile: bright flat areas keep their digits. Where every window
+  // sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots() {
     Pivot<A> pivot;
     const bool is_large =
         g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX];
-#pragma unroll 1
-    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
-      int at[3];
+    if (has_mask() || is_large) {
+      A a[kTypicalTries], b[kTypicalTries];
+      bool all = true;
 #pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
-        const int begin = place_->begin[axis], end = place_->end[axis];
-        // a window of 'valid' padding starts where it is counted
-        const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
-        at[axis] = least(pivot_place(begin, end, k) + ahead, g_.size[axis] - 1);
+      for (int k = 0; k < kTypicalTries; ++k) {
+        if (!pivot_voxels(k, a[k], b[k])) all = false;
       }
-      // a masked voxel has no part in anything
-      if (has_mask() && !(seen(at[kZ], at[kY], at[kX]) > A(0))) continue;
-      const A a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
-      const A b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
-      if (pivot.offer(a, b, p_.inverse_range)) break;
+      bool found = all && pivot.offer(a, b, p_.inverse_range);
+#pragma unroll 1
+      for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
+        found = pivot_voxels(k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);
+      }
     }
     pivots_[0] = pivot.input * p_.inverse_range;
     pivots_[1] = pivot.target * p_.inverse_range;

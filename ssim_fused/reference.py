@@ -27,17 +27,17 @@ from ._multiscale import compute_multiscale, halve
 from ._request import ReducedLoss, Request, accumulate_dtype
 from ._terms import differences, weighted_sum
 
-# where a pivot is looked for: the centre first, then along a diagonal
-_PIVOT_PLACES = (0.5, 0.125, 0.25, 0.375, 0.625, 0.75, 0.875)
+# where a pivot is looked for, along a diagonal; it is the median of the first three
+_PIVOT_PLACES = (0.125, 0.5, 0.875, 0.25, 0.375, 0.625, 0.75)
 
 
 def _pivots(
     input: Tensor, target: Tensor, settings: Settings, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A pixel of each plane, (N, C, 1, ...): constants that keep flat areas accurate.
+    """What is taken away from each plane, (N, C, 1, ...), so that flat areas keep their digits.
 
-    The first that is seen, finite and not far out of the data range, else the least: a highlight or
-    a mark for "nothing here" would take the digits of all others with it.
+    As csrc/ssim_math.h has it (Pivot): the median of three pixels; where one is masked or infinite,
+    or the median far out of the data range, the first pixel that is not, else the least.
     """
     size = input.shape[2:]
     nothing = input.new_zeros(())
@@ -62,10 +62,22 @@ def _pivots(
     distance = torch.where(is_candidate, distance, torch.inf)
     nearest = distance.argmin(dim=2, keepdim=True)
     takes_part = is_candidate.any(dim=2, keepdim=True)
+    has_three = is_candidate.narrow(2, 0, 3).all(dim=2, keepdim=True)
+    middles = [_median_of_three(image) for image in (a, b)]
+    largest = torch.maximum(middles[0].abs(), middles[1].abs())
+    is_typical = has_three & (largest <= 1.25 * settings.data_range)
     pivot_input, pivot_target = (
-        torch.where(takes_part, image.gather(2, nearest), nothing) for image in (a, b)
+        torch.where(is_typical, middle, torch.where(takes_part, image.gather(2, nearest), nothing))
+        for image, middle in zip((a, b), middles)
     )
     return pivot_input, pivot_target
+
+
+def _median_of_three(pixels: Tensor) -> Tensor:
+    """Of the first three along axis 2."""
+    first, second, third = (pixels.narrow(2, i, 1) for i in range(3))
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    return torch.maximum(low, torch.minimum(high, third))
 
 
 def _form(settings: Settings, a: Tensor, b: Tensor, p: Tensor, q: Tensor) -> Tensor:

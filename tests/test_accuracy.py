@@ -38,6 +38,13 @@ def highlight():
     return x, y, 1.0
 
 
+def disc():
+    """White in the centre of black."""
+    y, x = torch.meshgrid(*map(torch.arange, SHAPE[2:]), indexing="ij")
+    is_white = (y - SHAPE[2] // 2) ** 2 + (x - SHAPE[3] // 2) ** 2 < 100
+    return noisy(is_white.double().expand(SHAPE), 1e-3)
+
+
 def depth_with_a_mark_for_unknown():
     x, y = noisy(1 + 5 * natural(), 0.05)
     x = x.clone()
@@ -56,6 +63,7 @@ FAMILIES = {
     "0..255, noise 1e-4": lambda: (*noisy(255 * natural(), 255e-4), 255.0),
     "offset 1000": lambda: (*noisy(1000 + natural(), 0.05), 1.0),
     "a highlight in the centre": highlight,
+    "a white disc on black": lambda: (*disc(), 1.0),
     "depth, unknown in the centre": depth_with_a_mark_for_unknown,
     "anti-correlated": lambda: (natural(), 1 - natural(), 1.0),
 }

@@ -108,9 +108,10 @@ MUTATIONS = {
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
     "any pixel as pivot": Mutation(
-        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    c.pivot_input",
-        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    c.pivot_input",
+        "bool found = all && pivot.offer(a, b, p_.inverse_range);",
+        "bool found = (pivot.offer(a[1], b[1], p_.inverse_range), true);",
     ),
+    "a pivot far out of range": Mutation("kPivotTries && !found", "kTypicalTries && !found"),
     "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
     "kind ignored in the gradient": Mutation(
         "derivatives<A>(t, m, kind(), A(0.5), A(1))", "derivatives<A>(t, m, A(0.5))"
@@ -294,9 +295,10 @@ VOLUME_MUTATIONS = {
         "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
     ),
     "any voxel as pivot": Mutation(
-        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    pivots_[0]",
-        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    pivots_[0]",
+        "bool found = all && pivot.offer(a, b, p_.inverse_range);",
+        "bool found = (pivot.offer(a[1], b[1], p_.inverse_range), true);",
     ),
+    "a pivot far out of range": Mutation("kPivotTries && !found", "kTypicalTries && !found"),
     "pivot not added back": Mutation(
         "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
     ),

@@ -12,7 +12,8 @@ from torch import Tensor
 from ._request import PLANE, accumulate_dtype
 
 
-def _map_shape(image: Tensor, taps: Any, valid: bool) -> list:
+def map_shape(image: Tensor, taps: Any, valid: bool) -> list:
+    """Shape of the map, from what the operators are told."""
     *planes, size = image.shape[0], image.shape[1], image.shape[2:]
     counts = list(taps) * len(size) if len(taps) == 1 else taps
     shrunk = [length - (count - 1 if valid else 0) for length, count in zip(size, counts)]
@@ -39,7 +40,7 @@ def _fake_loss_and_gradients(input, target, *beside):
 
 def _fake_loss_map(input, target, mask, coverage, window, taps, data_range, k1, k2, valid, kind):
     dtype = input.dtype if input.is_floating_point() else torch.float32
-    return input.new_empty(_map_shape(input, taps, valid), dtype=dtype)
+    return input.new_empty(map_shape(input, taps, valid), dtype=dtype)
 
 
 def _fake_loss_backward(

@@ -23,9 +23,19 @@ def _is_captured(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def _is_proxied() -> bool:
+    """Whether make_fx records what is computed."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return get_proxy_mode() is not None
+
+
 def verify(holds: Tensor, message: Callable[[], str]) -> None:
     """A ValueError unless all of ``holds``; where nobody may look at values, when it runs."""
-    if torch.compiler.is_compiling() or isinstance(holds, FakeTensor) or _is_captured(holds):
+    is_later = torch.compiler.is_compiling() or isinstance(holds, FakeTensor)
+    if is_later or _is_captured(holds) or _is_proxied():
         torch._assert_async(holds.all(), f"ssim_fused: {BESIDE_ERROR}")
     elif torch._C._functorch.is_functorch_wrapped_tensor(holds):
         verify(torch._C._functorch.get_unwrapped(holds), lambda: BESIDE_ERROR)

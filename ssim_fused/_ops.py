@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _distributed, reference
 from ._checks import Settings, single_window
+from ._gradients import of_stored, spread
 from ._paths import in_float32, why_reference
 from ._request import KINDS, PLANE, REDUCED_TO, SUM, Request, accumulate_dtype, can_be_read, is_half
 
@@ -156,8 +157,10 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """function.apply, without what it does for keyword arguments, which here are none.
 
     It binds the arguments by inspection at each call, which takes longer than a small picture's
-    loss. Tracing and torch.func need the whole of it.
+    loss. torch.compile and torch.func need the whole of it.
     """
+    if _is_recorded():
+        return _recorded(function.forward, *arguments)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
@@ -175,8 +178,27 @@ def _loss_arguments(request: Request, reduced_to: int | None = None) -> tuple:
     return (input, target, *beside, *_arguments(settings, input), reduced_to)
 
 
+def _is_recorded() -> bool:
+    """Whether a program is made by torch.export or torch.jit.trace.
+
+    It is to hold the operators, whose own gradients (_gradients.py) are found when it runs.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None
+
+
+def _recorded(function: Callable, *arguments: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return function(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():  # whose Python a trace would call
+        return function(*arguments)
+
+
 def _needed(request: Request) -> list[bool]:
     """Which images get a gradient that is made with the value."""
+    if _is_recorded():
+        return [False, False]
     images = (request.input, request.target)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         # the innermost transform does not see what the others around it ask for
@@ -190,7 +212,9 @@ def scalar_loss(request: Request, term_weights: tuple[float, ...] = ()) -> Tenso
     needed = _needed(request)
     if any(needed):
         return _apply(_ScalarLoss, *request, term_weights, *needed)[0]
-    return torch.ops.ssim_fused.loss.default(*_loss_arguments(request), term_weights)
+    call = torch.ops.ssim_fused.loss.default
+    arguments = (*_loss_arguments(request), term_weights)
+    return _recorded(call, *arguments) if _is_recorded() else call(*arguments)
 
 
 class _ScalarLoss(torch.autograd.Function):
@@ -235,11 +259,9 @@ class _ScalarLoss(torch.autograd.Function):
         if ctx.term_weights:
             grad_value = grad_value[0]  # of the sum alone
         if input.dtype == torch.float16 and settings.reduction == "mean":
-            # as Reduction::stored_for() in csrc/ssim_operators.h has stored them
-            largest = max(map(abs, ctx.term_weights), default=1.0) or 1.0
             planes = input.shape[0] * input.shape[1]
             windows = planes * _windows(Request(input, target, settings))
-            grad_value = grad_value * (largest / windows)
+            grad_value = grad_value * of_stored(input, windows, ctx.term_weights)
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
         last = _may_write_to_saved(ctx, grad_value)
         if last and _is_one(grad_value):
@@ -302,9 +324,7 @@ class _MapLoss(torch.autograd.Function):
             if request.share is None:
                 planes = input.shape[1] if ctx.settings.reduction == "image" else 1
                 grad_map = grad_map / (planes * _windows(request))
-            grad_map = grad_map[(..., *(None,) * request.axes())].expand(request.map_shape())
-            if request.share is not None:
-                grad_map = grad_map * request.share
+            grad_map = spread(grad_map, input, request.map_shape(), request.share)
         need_input, need_target = ctx.needs_input_grad[:2]
         grad_input, grad_target = torch.ops.ssim_fused.loss_backward.default(
             grad_map,

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ._fakes import register_fakes
+from ._gradients import register_gradients
 from ._request import Request
 
 LIBRARY = Path(__file__).with_name("_C_cpu.so")
@@ -37,6 +38,7 @@ def _load_cpu(library: Path) -> None:
     torch.ops.load_library(str(library))
     torch.ops.ssim_fused.cpu_isa()
     register_fakes()
+    register_gradients()
 
 
 def _load_cuda() -> str | None:
@@ -78,7 +80,8 @@ def gpu_reason(device: int) -> str | None:
 def _under_transform(request: Request) -> bool:
     """Whether vmap or forward-mode derivatives are taken, which the operators do not know."""
     if torch.compiler.is_compiling():
-        return False
+        # what a traced image is asked for is not told, torch.func.grad's own argument included
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if torch._C._are_functorch_transforms_active():
         kinds = (torch._C._functorch.TransformType.Grad,)
         stack = torch._C._functorch.get_interpreter_stack()

@@ -1,0 +1,153 @@
+"""Gradients of the operators, for programs that hold them by name: exported and traced ones.
+
+What the library itself calls has its gradients from ``_ops``, which makes them with the value and
+knows second derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._fakes import map_shape
+from ._request import MEAN, PLANE, accumulate_dtype, is_half
+
+_SECOND = "ssim_fused: an exported or traced program has no second derivatives of the loss"
+
+
+def of_stored(input: Tensor, windows: int, term_weights: tuple[float, ...]) -> float:
+    """What stored gradients of float16's mean are multiplied with.
+
+    As Reduction::stored_for() in csrc/ssim_operators.h has stored them.
+    """
+    if input.dtype != torch.float16:
+        return 1.0
+    largest = max(map(abs, term_weights)) if term_weights else 1.0
+    return (largest or 1.0) / windows
+
+
+def spread(grad: Tensor, input: Tensor, shape: list[int], share: Tensor | None) -> Tensor:
+    """The gradient by the map, of the gradient by each plane's loss, [N, C] or [N, 1]."""
+    grad = grad.to(accumulate_dtype(input))
+    grad = grad[(..., *(None,) * (input.dim() - 2))].expand(shape)
+    return grad if share is None else grad * share
+
+
+def _wanted(needs: tuple[bool, ...], grads: Any) -> tuple[Tensor | None, ...]:
+    return tuple(grad if needed else None for grad, needed in zip(grads, needs))
+
+
+def _map_shape(input: Tensor, settings: Any) -> list[int]:
+    _, taps, *_, valid, _ = settings
+    return map_shape(input, taps, valid)
+
+
+def _no_second(ctx: Any, *grads: Tensor | None) -> tuple:
+    raise NotImplementedError(_SECOND)
+
+
+# ---- the loss, reduced ----
+
+
+def _save_loss(ctx: Any, inputs: tuple, output: Any) -> None:
+    *tensors, ctx.beside = (*inputs[:5], inputs[5:14])
+    ctx.wanted = inputs[14:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *(output[1:] if ctx.wanted else ()))
+
+
+def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tensor | None) -> tuple:
+    if any(grad is not None for grad in of_gradients):
+        raise NotImplementedError(_SECOND)
+    nothing = (None,) * (12 + len(ctx.wanted))
+    if grad_value is None:
+        return None, None, *nothing
+    input, target, share, mask, coverage, *made = ctx.saved_tensors
+    *settings, reduction, term_weights = ctx.beside
+    needs = ctx.needs_input_grad[:2]
+    shape = _map_shape(input, settings)
+    windows = math.prod(shape[2:])
+    if reduction == PLANE:
+        grad_map = spread(grad_value / windows, input, shape, share)
+        grads = torch.ops.ssim_fused.loss_backward.default(
+            grad_map, input, target, mask, coverage, *settings, *needs
+        )
+        return *_wanted(needs, grads), *nothing
+    if not made or any(needed and not had for needed, had in zip(needs, ctx.wanted)):
+        _, *made = torch.ops.ssim_fused.loss_and_gradients.default(
+            input, target, share, mask, coverage, *ctx.beside, *needs
+        )
+    if term_weights:
+        grad_value = grad_value[0]  # of the sum alone
+    if reduction == MEAN:
+        planes = input.shape[0] * input.shape[1]
+        grad_value = grad_value * of_stored(input, planes * windows, term_weights)
+    grads = (grad * grad_value.to(grad.dtype) for grad in made)
+    return *_wanted(needs, grads), *nothing
+
+
+# ---- the map ----
+
+
+def _save_map(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.settings = inputs[4:]
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _gradients_of_map(ctx: Any, grad_map: Tensor) -> tuple:
+    input, target, mask, coverage = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:2]
+    grads = torch.ops.ssim_fused.loss_backward.default(
+        grad_map.to(accumulate_dtype(input)), input, target, mask, coverage, *ctx.settings, *needs
+    )
+    return *_wanted(needs, grads), *(None,) * 9
+
+
+# ---- one scale of MS-SSIM ----
+
+
+def _save_scale(ctx: Any, inputs: tuple, output: tuple) -> None:
+    input, target, ctx.offset, *ctx.settings = inputs
+    *ctx.settings, want_input, want_target = ctx.settings
+    ctx.wanted = (want_input, want_target)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, target, *output[3:])
+
+
+def _gradients_of_scale(ctx: Any, *grads: Tensor | None) -> tuple:
+    grad_planes, *grad_halves = grads[:3]
+    if any(grad is not None for grad in grads[3:]):
+        raise NotImplementedError(_SECOND)
+    input, target, *made = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:2]
+    if is_half(input) or any(needed and not had for needed, had in zip(needs, ctx.wanted)):
+        images = [image.to(accumulate_dtype(image)) for image in (input, target)]
+        *_, grad_input, grad_target = torch.ops.ssim_fused.loss_and_pool.default(
+            *images, ctx.offset, *ctx.settings, *needs
+        )
+        made = [grad_input, grad_target]
+    if grad_planes is None:
+        grad_planes = input.new_zeros(input.shape[:2], dtype=accumulate_dtype(input))
+    found = [
+        torch.ops.ssim_fused.unpool.default(grad, grad_planes, half, ctx.offset).to(input.dtype)
+        if needed
+        else None
+        for needed, grad, half in zip(needs, made, grad_halves)
+    ]
+    return *found, *(None,) * (len(ctx.settings) + 3)
+
+
+def register_gradients() -> None:
+    """Tell torch; once, when the operators are loaded."""
+    for name, gradients, save in (
+        ("loss", _gradients_of_loss, _save_loss),
+        ("loss_and_gradients", _gradients_of_loss, _save_loss),
+        ("loss_map", _gradients_of_map, _save_map),
+        ("loss_and_pool", _gradients_of_scale, _save_scale),
+        ("loss_backward", _no_second, None),
+        ("unpool", _no_second, None),
+    ):
+        torch.library.register_autograd(f"ssim_fused::{name}", gradients, setup_context=save)

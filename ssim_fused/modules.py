@@ -312,7 +312,9 @@ class CVAELoss(nn.Module):
 
     Args:
         alpha: weight of the SSIM loss.
-        beta: weight of the KL divergence.
+        beta: weight of the KL divergence. The default of 1, kept from the usual code, usually empties
+            the latent, as MSE and SSIM are means over pixels and the KL divergence is a sum over
+            the latent. Start at 1e-3 to 1e-2, and watch the KL term.
         return_terms: return ``(loss, mse, ssim, kl)``, the last three detached (``ssim`` is the
             SSIM loss; a term that is not computed is 0).
         kernel_size, sigma, data_range, k1, k2, padding: as in :class:`SSIMLoss`.
@@ -322,7 +324,7 @@ class CVAELoss(nn.Module):
         more, ``raw_x``'s first channel is compared. mu, logvar: (..., latent), of one shape.
 
     Example:
-        >>> criterion = CVAELoss(alpha=1.0, beta=1e-3)
+        >>> criterion = CVAELoss(alpha=0.5, beta=6e-3)
         >>> criterion(recon_x, raw_x, mu, logvar).backward()
 
     Source:

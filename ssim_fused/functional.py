@@ -56,9 +56,10 @@ def ssim_loss(
             11 is the fast one.
         sigma: standard deviation of the Gaussian, in pixels; one number, or one for each axis.
         data_range: L, the difference between the largest and the smallest possible pixel value:
-            1 for images in [0, 1], 255 for [0, 255], 2 for [-1, 1]. Where it is not given: 1 for
-            floating-point images, 255 for uint8, 65535 for uint16. Its reciprocal must be a number
-            of the type that is computed in.
+            1 for images in [0, 1], 255 for [0, 255], 2 for [-1, 1] (where SSIM is not that of the
+            same images in [0, 1]: for figures that compare with others', ``(x + 1) / 2``). Where it
+            is not given: 1 for floating-point images, 255 for uint8, 65535 for uint16. Its
+            reciprocal must be a number of the type that is computed in.
         k1, k2: the constants of the paper. Where k1 is 0 and a window black in both images, or k2
             is 0 and a window flat in both, it is 0 / 0, and the loss NaN, of identical images, too.
         padding: what lies outside the image: ``"same"`` (zeros), ``"reflect"``, ``"replicate"``,

@@ -620,4 +620,5 @@ util.find_spec = lambda name: None if name == {missing!r} else find_spec(name)
     done = start(*words, program=(sys.executable, "-c", hide + START))
     out, err = done.communicate(timeout=60)
     assert (out, done.returncode) == ("", command.USAGE)
-    assert err == f"ssim-fused: this needs {missing}: pip install 'ssim-fused[command]'\n"
+    packages = "click rich numpy pillow tifffile imagecodecs pyarrow"
+    assert err == f"ssim-fused: this needs {missing}: pip install {packages}\n"

@@ -11,6 +11,8 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ssim_fused._extra import INSTALLED_BY
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -41,6 +43,11 @@ def test_extras_are_locked(extra, locked):
         name = canonicalize_name(requirement.name)
         assert name in locked, f"{line}: make lock"
         assert requirement.specifier.contains(locked[name]), f"{line}: make lock"
+
+
+def test_messages_name_what_an_extra_installs():
+    for extra, packages in INSTALLED_BY.items():
+        assert packages.split() == EXTRAS[extra]
 
 
 def test_every_locked_file_has_a_hash():

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -54,17 +53,6 @@ def _instruction_sets() -> list[str]:
     return [flag for flag in known if flag in flags]
 
 
-def _commit() -> str:
-    """The checkout's; "-dirty" where the code is not as committed (other results may be new)."""
-    git = ["git", "-C", str(HERE.parent)]
-    described = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True)
-    if described.returncode:
-        return "unknown"
-    code = ("csrc", "ssim_fused", "examples", "setup.py", "benchmarks/*.py")
-    is_dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
-    return described.stdout.strip() + ("-dirty" if is_dirty else "")
-
-
 def _installed() -> dict[str, str]:
     found = {}
     for provider in PROVIDERS:
@@ -77,7 +65,7 @@ def machine() -> dict:
     """Where and with what the figures were made."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": tables.commit(),
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -23,6 +23,7 @@ import tables
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 BUILT = ROOT / "build/wheel"
+MADE_OF = BUILT / "made_of.txt"
 # as pyproject.toml's cibuildwheel has them
 SETTINGS = {
     "SSIM_FUSED_REQUIRE_NATIVE": "1",
@@ -30,6 +31,11 @@ SETTINGS = {
     "SSIM_FUSED_PORTABLE": "1",
 }
 TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libc10.so")
+
+
+def origin() -> str:
+    """The commit and the day of the wheel that was built last."""
+    return MADE_OF.read_text(encoding="utf-8") if MADE_OF.exists() else "unknown"
 
 
 def only(folder: Path) -> Path:
@@ -45,6 +51,7 @@ def build(architectures: str) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     environment = os.environ | settings
     subprocess.run([*command, "-w", str(BUILT), str(ROOT)], check=True, env=environment)
+    MADE_OF.write_text(tables.stamp(), encoding="utf-8")
     return only(BUILT)
 
 
@@ -86,7 +93,8 @@ def main() -> int:
         return 1
     wheel = audit(built)
     made = sizes(wheel)
-    tables.write(ROOT / "docs/installing.md", "wheel", [("in the wheel", "MiB"), *made])
+    rows = [("in the wheel", "MiB"), *made]
+    tables.write(ROOT / "docs/installing.md", "wheel", rows, f"commit {origin()}")
     for row in made:
         print(*row, sep="\t")
     print(wheel)

@@ -23,7 +23,7 @@ import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "release/matrix.csv"
-COLUMNS = ["python", "torch", "cuda", "cpu path", "kernels", "tests", "seconds"]
+COLUMNS = ["python", "torch", "cuda", "cpu path", "kernels", "tests", "wheel", "seconds"]
 # every minor of torch and every Python at least once; t: built without a GIL
 ROWS = [
     ("3.10", "2.10.0"),
@@ -92,8 +92,9 @@ def try_row(python: str, torch: str, file: Path, folder: Path) -> dict[str, str]
     begun = time.monotonic()
     said = run(own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, cwd=tests)
     closing = re.sub(r" in [\d.]+s.*", "", said.strip().splitlines()[-1])
+    wheel = build_wheel.origin()
     took = f"{time.monotonic() - begun:.0f}"
-    return dict(zip(COLUMNS, (python, version, cuda, cpu, kernels, closing, took)))
+    return dict(zip(COLUMNS, (python, version, cuda, cpu, kernels, closing, wheel, took)))
 
 
 def main() -> int:
@@ -119,7 +120,7 @@ def main() -> int:
                 print(reason, file=sys.stderr, flush=True)
                 last = str(reason).splitlines()[-1]
                 row = dict.fromkeys(COLUMNS, "") | {"python": python, "torch": torch}
-                row["tests"] = f"failed: {last}"
+                row |= {"tests": f"failed: {last}", "wheel": build_wheel.origin()}
         kept[python, torch.split("+")[0]] = row
         with RESULTS.open("w", newline="") as new:  # after each: a long run may be cut short
             writer = csv.DictWriter(new, COLUMNS, lineterminator="\n")

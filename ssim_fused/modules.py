@@ -312,8 +312,8 @@ class CVAELoss(nn.Module):
 
     Args:
         alpha: weight of the SSIM loss.
-        beta: weight of the KL divergence. The default of 1, kept from the usual code, usually empties
-            the latent, as MSE and SSIM are means over pixels and the KL divergence is a sum over
+        beta: weight of the KL divergence. The default of 1, kept from the usual code, usually
+            empties the latent: MSE and SSIM are means over pixels, the KL divergence is a sum over
             the latent. Start at 1e-3 to 1e-2, and watch the KL term.
         return_terms: return ``(loss, mse, ssim, kl)``, the last three detached (``ssim`` is the
             SSIM loss; a term that is not computed is 0).

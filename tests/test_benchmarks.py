@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ from benchmarks import (
 from benchmarks.engine import Workload
 from benchmarks.worker import Worker
 from examples.cvae.data import digits
+from release import tables as release_tables
 from ssim_fused.evaluation.pairs import Pair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,21 +324,35 @@ def test_tables_say_what_was_timed_once():
     assert "timed once" in results.markdown([row])
 
 
+def test_a_table_of_the_release_says_what_it_was_made_of(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- wheel -->\nold\n<!-- end -->\n")
+    release_tables.write(page, "wheel", [("part", "MiB"), ("a", "1")], "commit abc of 2026-01-01")
+    table = "| part | MiB |\n|---|---|\n| a | 1 |\n\n*commit abc of 2026-01-01*\n"
+    assert page.read_text() == f"<!-- wheel -->\n{table}<!-- end -->\n"
+    page = (ROOT / "docs" / "installing.md").read_text()
+    assert re.search(r"MiB.*\n\*commit \w+ of [\d-]+\*\n<!-- end -->", page, re.S)
+    with (ROOT / "release" / "matrix.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert re.fullmatch(r"\w+(-dirty)? of [\d-]+", row["wheel"])
+            assert f"| {row['tests']} | {row['wheel']} |\n" in page
+
+
 def test_commit_is_dirty_where_code_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "HERE", tmp_path / "benchmarks")
-    assert results._commit() == "unknown"
+    monkeypatch.setattr(release_tables, "ROOT", tmp_path)
+    assert release_tables.commit() == "unknown"
     for name in ("csrc/kernel.cpp", "benchmarks/engine.py", "benchmarks/results/quick.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
-    clean = results._commit()
+    clean = release_tables.commit()
     (tmp_path / "benchmarks/results/quick.csv").write_text("after")
-    assert results._commit() == clean
+    assert release_tables.commit() == clean
     for name in ("csrc/kernel.cpp", "benchmarks/engine.py"):
         (tmp_path / name).write_text("after")
-        assert results._commit() == f"{clean}-dirty"
+        assert release_tables.commit() == f"{clean}-dirty"
         (tmp_path / name).write_text("before")
 
 

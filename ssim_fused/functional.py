@@ -83,7 +83,8 @@ def ssim_loss(
         mask_threshold: a window counts where more than this share of it is seen. The map
             is 0 (1 that of :func:`ssim`) where a window does not count.
         weight: how much each window counts in the mean, not negative: (N or 1, C or 1, OH, OW), the
-            size of the map. For ``reduction="sum"``, a factor. No gradient flows to it.
+            size of the map. For ``reduction="sum"``, a factor; an error for ``"none"``. No gradient
+            flows to it.
 
     Shape:
         Images (N, C, H, W) or (C, H, W), volumes (N, C, D, H, W), or with ``spatial_dims``

@@ -91,7 +91,8 @@ class SSIMLoss(_Settings):
 
     Shape:
         x, y: (N, C, H, W) or (C, H, W), and what else ``spatial_dims`` allows. Loss: () for the
-        default ``reduction="mean"``. ``as_loss=False``: the SSIM map, of the images' shape.
+        default ``reduction="mean"``. ``as_loss=False``: the SSIM map, of the images' shape, or with
+        ``padding="valid"`` smaller by ``kernel_size - 1``; a ``weight`` is an error then.
 
     Example:
         >>> criterion = SSIMLoss()

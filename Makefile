@@ -1,4 +1,4 @@
-# Everything happens inside this folder: one environment, one build, no settings outside.
+# Everything but temporary files is inside this folder: environments, builds, caches.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OTHER_TORCH ?= torch==2.14.1

@@ -33,8 +33,9 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
 
     ``assert_images_similar(actual, expected, at_least=0.98, data_range=None, padding="same")``:
     pictures are paths, Pillow's, or what ``numpy.asarray`` takes, (H, W) or (H, W, C).
-    ``data_range`` is 255, 65535 or 1 by their type, unless it is given. On failure both pictures
-    and the SSIM map lie side by side in a PNG in ``--image-diffs``, named after the test.
+    ``data_range`` is 255, 65535 or 1 by their type, unless it is given. Where the SSIM is too low,
+    both pictures and the SSIM map lie side by side in a PNG in ``--image-diffs``, named after the
+    test.
     """
     folder = request.config.rootpath / request.config.getoption("image_diffs")
     name = _file_name(request.node.nodeid)

@@ -101,7 +101,13 @@ def ssim(
 ) -> Tensor:
     """SSIM of (H, W), (C, H, W) or (N, C, H, W): one value, (N,), or the map.
 
-    ``backend_hint`` changes nothing.
+    Args:
+        luma: compare the luma of RGB: ``"bt601"`` or True, ``"bt709"``, or ``"matlab"`` (BT.601 as
+            ``rgb2ycbcr`` has it, from 16/255 to 235/255 of the range).
+        crop_border: pixels that are cut off at each side first.
+        downsample: first take means of blocks, of one pixel's side for each 256 pixels of the
+            shorter side.
+        backend_hint: changes nothing.
     """
     odd_window(win_size)
     reduction = _reduction(reduction)
@@ -139,7 +145,7 @@ def ms_ssim(
 ) -> Tensor:
     """MS-SSIM of (H, W), (C, H, W) or (N, C, H, W): one value, or (N,).
 
-    ``backend_hint`` changes nothing.
+    ``luma`` and ``crop_border`` as in :func:`ssim`; ``backend_hint`` changes nothing.
     """
     odd_window(win_size)
     reduction = _reduction(reduction)

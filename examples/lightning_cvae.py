@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 
 import torch
 from common import plots
-from common.options import parser_of
+from common.options import default_device, parser_of
 from common.scripts import exit_status
 from cvae import data, pictures
 from cvae.model import CVAE
@@ -89,13 +89,25 @@ class LightningCVAE(lightning.LightningModule):
         }
 
 
+def accelerator(text: str) -> str:
+    if text == "mps":
+        raise argparse.ArgumentTypeError("Apple's GPUs have no float64, which the metric needs")
+    return text
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add_training(parser, epochs=30)
     backends = ["inductor", "aot_eager", "eager"]
     add("--backend", choices=backends, default="inductor", help="of torch.compile")
-    add("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="Lightning's")
+    add(
+        "--accelerator",
+        type=accelerator,
+        choices=["cpu", "cuda"],
+        default=default_device(),
+        help="Lightning's",
+    )
     out = ROOT / "runs" / "lightning_cvae"
     add("--out", type=Path, default=out, metavar="DIR", help="results")
     return parser.parse_args(argv)

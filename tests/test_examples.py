@@ -185,6 +185,10 @@ def test_lightning_of_ten_steps(run, tmp_path):
     assert_pictures(tmp_path, ["curves.png"])
 
 
+def test_lightning_leaves_apples_gpus_alone(example):
+    assert example("lightning_cvae").arguments([]).accelerator in ("cpu", "cuda")  # not "auto"
+
+
 def test_a_missing_lightning_is_explained(example, monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_cvae", raising=False)
     monkeypatch.setitem(sys.modules, "lightning", None)
@@ -216,6 +220,8 @@ def test_lightning_compiles_one_graph(example):
         ("lightning_cvae", ["--size", "12"], "must be a multiple of 8"),
         ("lightning_cvae", ["--backend", "cc"], "invalid choice: 'cc'"),
         ("lightning_cvae", ["--epochs", "0"], "must be at least 1"),
+        ("lightning_cvae", ["--accelerator", "mps"], "Apple's GPUs have no float64"),
+        ("lightning_cvae", ["--accelerator", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
 def test_bad_options_are_explained(run, name, options, why):

@@ -1,8 +1,8 @@
 """SSIM in plain PyTorch: the oracle of the tests, and the path where no native code serves.
 
 ``ssim``, ``ssim_loss`` and ``ms_ssim_loss`` of ``ssim_fused`` with their arguments, on any device,
-differentiable to any order. The window is applied as 1-D convolutions to u = x + y, v = x - y and their squares,
-and the loss is formed without subtraction, so it stays accurate near convergence::
+differentiable to any order. The window is applied as 1-D convolutions to u = x + y, v = x - y and
+their squares, and the loss is formed without subtraction, so it stays accurate near convergence::
 
     a = m_u^2 / 2 + C1      p = m_v^2      A = a + p / 2
     b = V_u / 2 + C2        q = V_v        B = b + q / 2

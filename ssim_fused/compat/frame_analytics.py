@@ -105,8 +105,7 @@ def ssim(
         luma: compare the luma of RGB: ``"bt601"`` or True, ``"bt709"``, or ``"matlab"`` (BT.601 as
             ``rgb2ycbcr`` has it, from 16/255 to 235/255 of the range).
         crop_border: pixels that are cut off at each side first.
-        downsample: first take means of blocks, of one pixel's side for each 256 pixels of the
-            shorter side.
+        downsample: compare means of blocks, whose side is the shorter side / 256, rounded.
         backend_hint: changes nothing.
     """
     odd_window(win_size)

@@ -208,7 +208,7 @@ def test_times_in_the_text_are_those_of_the_results():
 
 def test_counts_of_others_have_a_source():
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert re.search(r"issue tracker[^.]* fused-ssim's family executes about 1,000", text)
+    assert re.search(r"family, counted on its compiled kernels[^.]*, executes about 1,000", text)
 
 
 # ---- the site ----

@@ -22,6 +22,7 @@ from ._checks import (
     share,
 )
 from ._multiscale import BETAS, check_multiscale
+from ._request import accumulate_dtype
 from .functional import image_loss, ms_ssim_loss, ssim, ssim_loss
 
 
@@ -274,8 +275,11 @@ class PhotometricLoss(_Settings):
 
 
 def _kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)), summed over the last axis, mean over the rest."""
-    mu, logvar = (value.to(promised_dtype(value)) for value in (mu, logvar))
+    """KL(N(mu, exp(logvar)) || N(0, 1)), summed over the last axis, mean over the rest.
+
+    In float32 at least: half precision loses the slope near the prior, and overflows far from it.
+    """
+    mu, logvar = (value.to(accumulate_dtype(value)) for value in (mu, logvar))
     # expm1(t) - t is exp(t) - 1 - t without the cancellation of the leading 1
     return 0.5 * (mu.square() + (torch.expm1(logvar) - logvar)).sum(dim=-1).mean()
 
@@ -322,7 +326,9 @@ class CVAELoss(nn.Module):
 
     Shape:
         recon_x, raw_x: (N, C, H, W) or (C, H, W); where ``recon_x`` has one channel and ``raw_x``
-        more, ``raw_x``'s first channel is compared. mu, logvar: (..., latent), of one shape.
+        more, ``raw_x``'s first channel is compared. mu, logvar: (..., latent), of one shape. Loss:
+        (), of the dtype that those of the images and of mu and logvar come to; the KL divergence is
+        computed in float32 at least.
 
     Example:
         >>> criterion = CVAELoss(alpha=0.5, beta=6e-3)
@@ -374,7 +380,9 @@ class CVAELoss(nn.Module):
         if self.beta != 0:
             _check_latent(mu, logvar)
             kl = _kl_divergence(mu, logvar)
-            loss = loss + self.beta * kl
+            dtype = torch.promote_types(promised_dtype(mu), promised_dtype(logvar))
+            loss = (loss + self.beta * kl).to(torch.promote_types(loss.dtype, dtype))
+            kl = kl.to(dtype)
         if self.return_terms:
             return loss, terms.mse, terms.ssim, kl.detach()
         return loss

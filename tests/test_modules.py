@@ -153,6 +153,32 @@ def test_kl_keeps_its_digits_near_the_prior():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kl_of_half_precision_is_computed_in_float32(dtype):
+    x, y = (image.to(dtype) for image in one_channel(4))
+    generator = torch.Generator().manual_seed(3)
+    mu, logvar = ((3e-3 * torch.randn(4, 64, generator=generator)).to(dtype) for _ in range(2))
+    wanted = [t.double().requires_grad_() for t in (mu, logvar)]
+    true = 0.5 * (wanted[0] ** 2 + torch.expm1(wanted[1]) - wanted[1]).sum(-1).mean()
+    found = [t.requires_grad_() for t in (mu, logvar)]
+    loss, *_, kl = ssim_fused.CVAELoss(0, 1, return_terms=True)(x, y, *found)
+    assert {loss.dtype, kl.dtype} == {dtype}
+    torch.testing.assert_close(kl, true.to(dtype))
+    for gradient, expected in zip(
+        torch.autograd.grad(loss, found), torch.autograd.grad(true, wanted)
+    ):
+        torch.testing.assert_close(gradient, expected.to(dtype), rtol=1e-2, atol=2**-24)
+
+
+def test_kl_of_half_precision_is_weighted_before_it_is_rounded():
+    x = one_channel(4, torch.float16)[0]
+    mu, logvar = torch.full((4, 256), 30.0, dtype=torch.float16), torch.zeros(4, 256)
+    for dtype in (torch.float16, torch.float32):
+        loss = ssim_fused.CVAELoss(0, 1e-3)(x, x, mu, logvar.to(dtype))
+        assert loss.dtype == dtype
+        assert loss.item() == pytest.approx(0.5 * 256 * 900 * 1e-3, rel=1e-3)  # 115,200 unweighted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kl_under_autocast_is_computed_in_float32(dtype):
     x, y = (image.to(dtype) for image in one_channel(4))
     mu, logvar = (t.to(dtype).requires_grad_() for t in latent(4, scale=2**-6))

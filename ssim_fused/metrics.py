@@ -1,16 +1,17 @@
 """torchmetrics Metrics of SSIM: needs torchmetrics, ``pip install torchmetrics``.
 
 State is a sum in float64 and a count, whatever the number of images; it is summed across processes.
-Every image counts once, so the value does not depend on how images are split into batches and
-processes. Beside them 16 bytes mark the settings, so that a MetricCollection takes no two metrics
-of other settings for one. Apple's GPUs have no float64: there, give a metric what ``.cpu()`` makes
-of the images.
+It stays float64 in a model that ``.to(torch.float16)`` converts, and after ``set_dtype``: half
+precision does not count beyond 65504. Every image counts once, so the value does not depend on how
+images are split into batches and processes. Beside them 16 bytes mark the settings, so that a
+MetricCollection takes no two metrics of other settings for one. Apple's GPUs have no float64:
+there, give a metric what ``.cpu()`` makes of the images.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +72,28 @@ class _Mean(Metric):
         """Mean similarity of all images so far, in float64; NaN where there are none."""
         return 1 - self.loss / self.images
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the value, or one or several that are given; needs matplotlib.
+
+        Returns figure and axes; ``(None, ax)`` where axes are given.
+        """
+        return self._plot(val, ax)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """To another device, in the same dtype."""
+
+        def move(state: Tensor) -> Tensor:
+            moved = fn(state)
+            return moved if moved.dtype == state.dtype else state.to(moved.device)
+
+        return super()._apply(move, exclude_state)
+
+    def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """Keywords of a MetricCollection, whose other metrics name the input ``preds``."""
+        if "preds" in kwargs:
+            kwargs.setdefault("input", kwargs.pop("preds"))
+        return super()._filter_kwargs(**kwargs)
+
 
 class StructuralSimilarity(_Mean):
     """Mean SSIM of images, as :func:`ssim_fused.ssim` has it.
@@ -82,7 +105,8 @@ class StructuralSimilarity(_Mean):
 
     Shape:
         input, target: (N, C, H, W), (C, H, W), and what else ``spatial_dims`` allows. Batches may
-        differ in size. Value: (), float64.
+        differ in size. Value: (), float64. A :class:`torchmetrics.MetricCollection` may be given
+        ``preds``, as other metrics name the input.
 
     Example:
         >>> metric = StructuralSimilarity(data_range=1.0)

@@ -69,6 +69,35 @@ def test_state_is_two_numbers_and_a_mark_of_the_settings():
     assert metric.images == 0
 
 
+@pytest.mark.parametrize("make", [StructuralSimilarity, MultiScaleStructuralSimilarity])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda metric: metric.to(torch.float16),
+        lambda metric: torch.nn.ModuleList([metric]).to("cpu", torch.bfloat16)[0],
+        lambda metric: metric.set_dtype(torch.float16),
+        lambda metric: metric.half(),
+    ],
+)
+def test_state_keeps_its_digits_in_a_model_of_another_dtype(make, convert):
+    metric = updated(make(), *images((176, 180)), 8)
+    metric.images += 70_000
+    metric.loss += 29_400
+    value = 1 - metric.loss / metric.images
+    metric = convert(metric)
+    assert (metric.images, metric.mark.dtype) == (70_008, torch.uint8)
+    assert torch.equal(metric.compute(), value)
+    assert convert(metric).compute().dtype == torch.float64  # what is kept of it, too
+    metric.reset()
+    assert metric.loss.dtype == metric.images.dtype == torch.float64
+
+
+def test_state_moves_to_another_device():
+    metric = StructuralSimilarity().to("meta", torch.float16)
+    assert {state.device.type for state in metric.metric_state.values()} == {"meta"}
+    assert (metric.device.type, metric.images.dtype) == ("meta", torch.float64)
+
+
 def test_forward_gives_the_batch_and_adds_it():
     x, y = images()
     metric = StructuralSimilarity(data_range=1.0)
@@ -127,6 +156,34 @@ def test_beside_other_metrics():
 
     metrics = MetricCollection([StructuralSimilarity(), MeanSquaredError()])
     assert set(metrics(*images())) == {"StructuralSimilarity", "MeanSquaredError"}
+
+
+def test_a_collection_by_the_names_of_other_metrics():
+    from torchmetrics import MeanSquaredError, MetricCollection
+
+    x, y = images()
+    mask = torch.ones(8, 1, 40, 44, dtype=torch.bool)
+    mask[:, :, 20:] = False
+    metrics = MetricCollection([StructuralSimilarity(), MeanSquaredError()])
+    expected = metrics(x, y)
+    metrics.reset()
+    assert metrics(preds=x, target=y) == expected
+    metrics.reset()
+    metrics.update(preds=x, target=y, mask=mask)
+    alone = StructuralSimilarity()
+    alone.update(input=x, target=y, mask=mask)
+    assert metrics.compute()["StructuralSimilarity"] == alone.compute()
+
+
+@pytest.mark.parametrize("make", [StructuralSimilarity, MultiScaleStructuralSimilarity])
+def test_plots(make):
+    pytest.importorskip("matplotlib").use("agg")
+    x, y = images((176, 180))
+    metric = make()
+    values = [metric(x[:2], y[:2]), metric(x[2:], y[2:])]
+    for given in ((), (values,)):
+        _, axes = metric.plot(*given)
+        assert axes.has_data()
 
 
 def test_a_collection_merges_equal_settings_alone():

@@ -98,7 +98,10 @@ def positive(name: str, value: float) -> float:
 
 def nonnegative(name: str, value: float) -> float:
     """A finite number that is at least 0, or an error."""
-    return 0.0 if _number(name, value) == 0 else positive(name, value)
+    value = _number(name, value)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return float(value)
 
 
 def finite(name: str, value: float) -> float:
@@ -341,7 +344,14 @@ def check_range(name: str, used: float, data_range: float, image: Tensor) -> Non
 # ---- images ----
 
 
-def _check_image(name: str, image: Tensor) -> None:
+def _check_dense(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
+
+
+def check_image(name: str, image: Tensor) -> None:
+    """A tensor of a kind that images have, or a clear error."""
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
     if image.dtype not in FLOATING and image.dtype not in WHOLE:
@@ -349,8 +359,7 @@ def _check_image(name: str, image: Tensor) -> None:
             f"{name} must be float16, bfloat16, float32, float64, or, for a value alone, "
             f"uint8 or uint16, got {image.dtype}"
         )
-    if image.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {image.layout}")
+    _check_dense(name, image)
 
 
 SHAPES = {
@@ -363,8 +372,8 @@ SHAPES = {
 
 def check_pair(input: Tensor, target: Tensor) -> None:
     """Two images that can be compared pixel by pixel, or a clear error."""
-    _check_image("input", input)
-    _check_image("target", target)
+    check_image("input", input)
+    check_image("target", target)
     shape = input.shape
     if shape != target.shape:
         raise ValueError(
@@ -433,6 +442,7 @@ def check_beside(name: str, value: Tensor, image: Tensor, size: Sequence[int]) -
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype != torch.bool and value.dtype not in FLOATING:
         raise TypeError(f"{name} must be bool or floating-point, got {value.dtype}")
+    _check_dense(name, value)
     no_gradient(name, value)
     if value.device != image.device:
         raise ValueError(f"{name} must be on the images' device {image.device}, got {value.device}")
@@ -440,7 +450,9 @@ def check_beside(name: str, value: Tensor, image: Tensor, size: Sequence[int]) -
     shape = tuple(value.shape)
     fits = len(shape) == image.dim() and shape[0] in (1, n) and shape[1] in (1, c)
     if not fits or shape[2:] != tuple(size):
+        counts = ["1" if count == 1 else f"{count} or 1" for count in (n, c)]
+        batch = " (without the first axis where the images have none)" if n == 1 else ""
         raise ValueError(
-            f"{name} must be ({n} or 1, {c} or 1, {', '.join(map(str, size))}), got shape {shape}"
+            f"{name} must be ({', '.join((*counts, *map(str, size)))}){batch}, got shape {shape}"
         )
     return value

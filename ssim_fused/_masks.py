@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from ._autocast import full_precision
 from ._checks import BORDERS, Settings, check_beside, share
 from ._filter import filter_axes
 from ._request import Request, accumulate_dtype
-
-BESIDE_ERROR = "mask or weight out of range, or empty"
 
 
 def _is_captured(tensor: Tensor) -> bool:
@@ -32,15 +30,19 @@ def _is_proxied() -> bool:
     return get_proxy_mode() is not None
 
 
-def verify(holds: Tensor, message: Callable[[], str]) -> None:
-    """A ValueError unless all of ``holds``; where nobody may look at values, when it runs."""
+def verify(holds: Tensor, message: str, of_images: bool = False) -> None:
+    """A ValueError unless all of ``holds``; where nobody may look at values, when it runs.
+
+    of_images: there is one for each image, and the error says which ones fail.
+    """
     is_later = torch.compiler.is_compiling() or isinstance(holds, FakeTensor)
     if is_later or _is_captured(holds) or _is_proxied():
-        torch._assert_async(holds.all(), f"ssim_fused: {BESIDE_ERROR}")
+        torch._assert_async(holds.all(), f"ssim_fused: {message}")
     elif torch._C._functorch.is_functorch_wrapped_tensor(holds):
-        verify(torch._C._functorch.get_unwrapped(holds), lambda: BESIDE_ERROR)
+        verify(torch._C._functorch.get_unwrapped(holds), message)
     elif not holds.is_meta and not holds.all():
-        raise ValueError(message())
+        which = f" in images {(~holds).nonzero().flatten().tolist()}" if of_images else ""
+        raise ValueError(message + which)
 
 
 def sum_from(value: Tensor, first: int = 0) -> Tensor:
@@ -77,7 +79,7 @@ def _check_images_count(weight: Tensor, request: Request, what: str) -> None:
     planes = _sum_expanded(weight, request.map_shape(), 2).flatten(1).expand(n, c)
     # where each channel has a value, the lightest decides
     sums = planes.amin(1) if request.settings.reduction == "channel" else planes.sum(1)
-    verify(sums > 0, lambda: f"{what} in images {(sums <= 0).nonzero().flatten().tolist()}")
+    verify(sums > 0, what, of_images=True)
 
 
 def with_weight(request: Request, weight: Tensor) -> Request:
@@ -86,7 +88,7 @@ def with_weight(request: Request, weight: Tensor) -> Request:
     if settings.reduction == "none":
         raise ValueError("weight needs a reduction, got 'none'")
     weight = weight.to(accumulate_dtype(image))
-    verify((weight >= 0) & (weight < math.inf), lambda: "weight must be finite and not negative")
+    verify((weight >= 0) & (weight < math.inf), "weight must be finite and not negative")
     _check_images_count(weight, request, "weight is zero all over")
     return request._replace(share=_shares(weight, request))
 
@@ -97,7 +99,7 @@ def with_mask(
     image, settings = request.input, request.settings
     threshold = share("mask_threshold", threshold)
     mask = mask.to(accumulate_dtype(image))
-    verify((mask >= 0) & (mask <= 1), lambda: "mask must lie in [0, 1]")
+    verify((mask >= 0) & (mask <= 1), "mask must lie in [0, 1]")
     if outside.padding in BORDERS:
         mask = _border.extend(mask, outside.pads(request.axes()), outside.padding)
     with full_precision(image):

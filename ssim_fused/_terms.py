@@ -100,10 +100,9 @@ def _separate_terms(
 
 
 def _check_seen(seen: Tensor) -> None:
-    verify((seen >= 0) & (seen <= 1), lambda: "mask must lie in [0, 1]")
+    verify((seen >= 0) & (seen <= 1), "mask must lie in [0, 1]")
     sums = sum_from(seen, 1).flatten()
-    what = "mask is zero all over in images"
-    verify(sums > 0, lambda: f"{what} {(sums <= 0).nonzero().flatten().tolist()}")
+    verify(sums > 0, "mask is zero all over", of_images=True)
 
 
 def to_psnr(mse: Tensor, data_range: float) -> Tensor:

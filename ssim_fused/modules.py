@@ -15,6 +15,7 @@ from ._checks import (
     Sigma,
     Taps,
     Window,
+    check_image,
     check_names,
     check_settings,
     finite,
@@ -31,6 +32,8 @@ def _image_channels(x: Tensor, y: Tensor, spatial_dims: int | None = None) -> Te
     if (
         spatial_dims not in (None, 2)  # axis -3 is not that of channels
         or not (isinstance(x, Tensor) and isinstance(y, Tensor))
+        or x.is_nested
+        or y.is_nested
         or x.dim() != y.dim()
         or x.dim() not in (3, 4)
     ):
@@ -364,10 +367,9 @@ class CVAELoss(nn.Module):
         self, recon_x: Tensor, raw_x: Tensor, mu: Tensor, logvar: Tensor
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss, or ``(loss, mse, ssim, kl)`` with ``return_terms``."""
+        check_image("recon_x", recon_x)
+        check_image("raw_x", raw_x)
         raw_x = _image_channels(recon_x, raw_x)
-        if not (isinstance(recon_x, Tensor) and isinstance(raw_x, Tensor)):
-            kinds = f"{type(recon_x).__name__} and {type(raw_x).__name__}"
-            raise TypeError(f"recon_x and raw_x must be torch.Tensors, got {kinds}")
         if recon_x.shape != raw_x.shape:
             raise ValueError(
                 "recon_x and raw_x must have the same shape, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from ssim_fused import _paths, reference
 from ssim_fused._request import MEAN, PLANE, SUM
 
 X = torch.rand(2, 3, 16, 20)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch: nested tensors are a prototype
+    NESTED = torch.nested.nested_tensor([X[0], X[1, :, :9]])
 
 # two images, settings, error, words that the message must hold
 CASES = {
@@ -27,6 +31,8 @@ CASES = {
     "complex": (X.cfloat(), X.cfloat(), {}, TypeError, ["complex64"]),
     "bool": (X > 0.5, X > 0.5, {}, TypeError, ["bool"]),
     "sparse": (X.to_sparse(), X.to_sparse(), {}, TypeError, ["sparse"]),
+    "nested": (NESTED, NESTED, {}, TypeError, ["input", "dense", "a nested tensor"]),
+    "nested target": (X, NESTED, {}, TypeError, ["target", "a nested tensor"]),
     "not a tensor": (X.numpy(), X, {}, TypeError, ["ndarray"]),
     "None": (X, None, {}, TypeError, ["NoneType"]),
     "rank 2": (X[0, 0], X[0, 0], {}, ValueError, ["(16, 20)"]),
@@ -115,7 +121,22 @@ CASES = {
     "mask type": (X, X, {"mask": "all"}, TypeError, ["mask", "str"]),
     "mask of whole numbers": (X, X, {"mask": X.long()}, TypeError, ["mask", "int64"]),
     "mask shape": (X, X, {"mask": X[:, :2] > 0}, ValueError, ["mask", "(2, 2, 16, 20)"]),
-    "mask rank": (X, X, {"mask": X[0, 0] > 0}, ValueError, ["mask", "(16, 20)"]),
+    "mask rank": (
+        X,
+        X,
+        {"mask": X[0, 0] > 0},
+        ValueError,
+        ["(2 or 1, 3 or 1, 16, 20)", "(16, 20)"],
+    ),
+    "mask rank of one image": (
+        X[0],
+        X[0],
+        {"mask": X[0, 0] > 0},
+        ValueError,
+        ["mask must be (1, 3 or 1, 16, 20)", "without the first axis", "got shape (16, 20)"],
+    ),
+    "nested mask": (X, X, {"mask": NESTED}, TypeError, ["mask", "a nested tensor"]),
+    "sparse weight": (X, X, {"weight": X.to_sparse()}, TypeError, ["weight", "sparse"]),
     "mask of three axes": (X, X, {"mask": X[0] > 0}, ValueError, ["mask", str(tuple(X[0].shape))]),
     "mask range": (X, X, {"mask": X + 1}, ValueError, ["mask", "[0, 1]"]),
     "mask nan": (X, X, {"mask": X * float("nan")}, ValueError, ["mask", "[0, 1]"]),
@@ -181,7 +202,7 @@ CASES = {
         ValueError,
         ["float64", "1e-309"],
     ),
-    "k1": (X, X, {"k1": -0.01}, ValueError, ["k1"]),
+    "k1": (X, X, {"k1": -0.01}, ValueError, ["k1 must be finite and at least 0, got -0.01"]),
     "k2": (X, X, {"k2": float("nan")}, ValueError, ["k2"]),
     "padding": (X, X, {"padding": "full"}, ValueError, ["padding", "'full'", "'same'"]),
     "reduction": (X, X, {"reduction": "avg"}, ValueError, ["reduction", "'avg'", "'mean'"]),
@@ -312,6 +333,25 @@ def test_modules_refuse_other_channel_counts():
         ssim_fused.SSIMLoss()(X, torch.rand(2, 4, 16, 20))
     with pytest.raises(ValueError, match=r"\(2, 3, 16, 20\) and \(2, 1, 16, 20\)"):
         ssim_fused.CVAELoss()(X, X[:, :1], torch.zeros(2, 4), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("module", [ssim_fused.SSIMLoss, ssim_fused.PhotometricLoss])
+def test_modules_name_nested_images(module):
+    for pair in ((NESTED, NESTED), (NESTED, X), (X[:, :1], NESTED)):
+        with pytest.raises(TypeError, match=r"(input|target) must be .*, got a nested tensor"):
+            module()(*pair)
+
+
+def test_images_of_a_vae_have_its_names():
+    loss, latent = ssim_fused.CVAELoss(), torch.zeros(2, 4)
+    for pair, words in (
+        ((NESTED, X), "recon_x must be .*, got a nested tensor"),
+        ((X, NESTED), "raw_x must be .*, got a nested tensor"),
+        ((X, None), r"raw_x must be a torch\.Tensor, got NoneType"),
+        ((X.int(), X.int()), "recon_x must be float16.*, got torch.int32"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            loss(*pair, latent, latent)
 
 
 def test_latent_errors():

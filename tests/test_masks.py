@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -447,3 +448,34 @@ def test_an_empty_channel_is_an_error_where_it_has_a_value(path):
             assert PATHS[path].ssim_loss(x, y, reduction=reduction, **beside).isfinite().all()
         with pytest.raises(ValueError, match=r"images \[1\]"):
             PATHS[path].ssim_loss(x, y, reduction="channel", **beside)
+
+
+BAD_BESIDE = {
+    "mask must lie in [0, 1]": {"mask": 2.0},
+    "mask leaves no window with a weight above 0.5": {"mask": 0.25},
+    "weight must be finite and not negative": {"weight": -1.0},
+    "weight is zero all over": {"weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", BAD_BESIDE)
+def test_compiled_code_and_vmap_say_what_is_wrong(message):
+    x, y = pictures((2, 1, 20, 20))
+    beside = {
+        name: torch.full((2, 1, 20, 20), value) for name, value in BAD_BESIDE[message].items()
+    }
+
+    def loss(x, y, beside):
+        return ssim_fused.ssim_loss(x, y, **beside)
+
+    with pytest.raises(RuntimeError, match=re.escape(f"ssim_fused: {message}")):
+        torch.compile(loss, backend="eager", fullgraph=True)(x, y, beside)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        torch.vmap(loss)(x[None], y[None], {name: value[None] for name, value in beside.items()})
+
+
+def test_an_image_loss_without_seen_pixels_is_named_in_compiled_code():
+    x, y = pictures((2, 1, 20, 20))
+    loss = torch.compile(ssim_fused.image_loss, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="ssim_fused: mask is zero all over"):
+        loss(x, y, ssim=0, mse=1, mask=torch.zeros(2, 1, 20, 20))

@@ -55,6 +55,8 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
 
         nonlocal taken
         settings = Settings(data_range, padding).checked()
+        if at_least > 1:
+            raise ValueError(f"at_least must be at most 1, as SSIM is, got {at_least}")
         first, second = _picture(actual), _picture(expected)
         try:
             found = compare(first, second, settings)

@@ -68,7 +68,11 @@ def group() -> None:
 
 
 _COMPARE_OPTIONS = (
-    click.option("--fail-under", type=float, help="Exit with 1 if the least SSIM is below this."),
+    click.option(
+        "--fail-under",
+        type=click.FloatRange(max=1),
+        help="Exit with 1 if the least SSIM is below this.",
+    ),
     click.option("--data-range", type=float, help="Range of the values; default: by their type."),
     click.option(
         "--padding",
@@ -178,7 +182,7 @@ def compare(
             outcome.failures.append(f"{input}: no pair was compared")
         if html is not None:
             _write_page(html, outcome, settings, html_pairs)
-        _report(outcome, quiet)
+        _report(outcome, settings, quiet)
         _report_below(outcome.summary.similarities, fail_under)
     sys.exit(_exit_code(outcome, fail_under))
 
@@ -248,11 +252,11 @@ def _progress(hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _report(outcome: Outcome, quiet: bool) -> None:
+def _report(outcome: Outcome, settings: Settings, quiet: bool) -> None:
     """The summary on stdout; what went wrong on stderr."""
     summary, errors = outcome.summary, _Console(stderr=True, soft_wrap=True)
     if not quiet and summary.compared:
-        _print_summary(outcome)
+        _print_summary(outcome, settings)
     for error in summary.errors:
         errors.print(error)
     if summary.failed > len(summary.errors):
@@ -274,7 +278,9 @@ def _report_below(similarities: Sequence[float], fail_under: float | None) -> No
         print(f"{below} of {len(similarities)} below {fail_under}", file=sys.stderr)
 
 
-def _print_summary(outcome: Outcome) -> None:
+def _print_summary(outcome: Outcome, settings: Settings) -> None:
+    from .evaluation.compare import MS_SSIM_LEAST
+
     summary = outcome.summary
     console = _Console()
     least, median = summary.quantiles(0, 0.5)
@@ -284,6 +290,9 @@ def _print_summary(outcome: Outcome) -> None:
     shown = (f"{means[name]:.6g}" if name in means else "" for name in titles)
     values.add_row("mean" if summary.compared > 1 else "", *shown)
     console.print(values)
+    if settings.ms_ssim and summary.without_ms_ssim:
+        counts = f"{summary.without_ms_ssim} of {summary.compared}"
+        console.print(f"MS-SSIM: {counts} too small, with a side below {MS_SSIM_LEAST} pixels")
     if summary.compared == 1:
         return
     console.print(f"SSIM: least {least:.6g}, median {median:.6g}")

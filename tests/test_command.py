@@ -93,6 +93,24 @@ def test_fail_under(tmp_path):
         assert done.stderr.splitlines()[-1] == f"1 of 3 below {least + 1e-9}"
 
 
+@pytest.mark.parametrize("name", ["compare", "video"])
+def test_fail_under_what_no_ssim_reaches(tmp_path, name):
+    done = call(name, tmp_path, tmp_path, "--fail-under", "98")
+    assert done.exit_code == command.USAGE
+    assert "'--fail-under': 98.0 is not in the range x<=1" in done.stderr
+
+
+def test_the_summary_says_how_many_are_too_small_for_ms_ssim(tmp_path):
+    a, b = save_pairs(tmp_path, 2)
+    said = "MS-SSIM: 2 of {} too small, with a side below 176 pixels"
+    assert said.format(2) in call("compare", a, b, "--ms-ssim").stdout
+    for folder in (a, b):
+        save(folder / "large.png", picture((180, 176)))
+    assert said.format(3) in call("compare", a, b, "--ms-ssim").stdout
+    for words in ((a, b), (a / "large.png", b / "large.png", "--ms-ssim")):
+        assert "too small" not in call("compare", *words).stdout
+
+
 def test_bad_pictures_are_named_and_counted_and_the_others_done(tmp_path):
     a, b = save_pairs(tmp_path, 6)
     (b / "00.png").unlink()
@@ -100,7 +118,7 @@ def test_bad_pictures_are_named_and_counted_and_the_others_done(tmp_path):
     save(b / "02.png", picture((9, 9)))
     save(b / "03.png", picture(channels=4))
     csv_path = tmp_path / "r.csv"
-    done = call("compare", a, b, "--csv", csv_path, "--fail-under", "2")
+    done = call("compare", a, b, "--csv", csv_path, "--fail-under", "1")
     assert done.exit_code == command.INCOMPLETE
     for name, why in (
         (a / "00.png", "has no partner"),

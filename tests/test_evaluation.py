@@ -331,7 +331,7 @@ def test_equal_and_small_pictures():
         (picture((20, 30)), picture((30, 20)), Settings(), "in size: 30 x 20 and 20 x 30"),
         (picture(), picture(channels=4), Settings(), "number of channels: 3 and 4"),
         (picture(), picture(dtype=U16), Settings(), "in type: uint8 and uint16"),
-        (picture(dtype=np.float32) * 255, picture(dtype=np.float32), Settings(), "data range"),
+        (picture(dtype=np.float32) * 255, picture(dtype=np.float32), Settings(), "data_range"),
         (np.full((20, 20, 1), np.nan), np.zeros((20, 20, 1)), Settings(), "NaN"),
         (picture((5, 5)), picture((5, 5)), Settings(padding="valid"), "at least 11 x 11"),
         (np.full((20, 20, 1), 1e200), np.zeros((20, 20, 1)), Settings(1.0), "not a number"),
@@ -660,6 +660,7 @@ def test_a_disk_that_fills_up_under_a_table(tmp_path, monkeypatch):
 
 def test_summary_of_parts_is_that_of_the_whole(tmp_path):
     made = results(tmp_path, 8) * 2
+    made = [dict(result, ms_ssim=0.5 if i % 3 else None) for i, result in enumerate(made)]
     made.append(dict(made[0], error="bad"))
     whole, first, second = (Summary(keep_worst=3) for _ in range(3))
     for i, result in enumerate(made):
@@ -674,6 +675,7 @@ def test_summary_of_parts_is_that_of_the_whole(tmp_path):
     assert [r["ssim"] for r in first.worst_first()] == [r["ssim"] for r in whole.worst_first()]
     assert [r["ssim"] for r in whole.worst_first()] == ordered[:3]
     assert whole.means()["psnr"] < math.inf
+    assert first.without_ms_ssim == whole.without_ms_ssim == 6
 
 
 # ---- batches ----

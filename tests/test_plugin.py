@@ -41,6 +41,13 @@ def test_size(assert_images_similar):
 
 def test_missing(assert_images_similar):
     assert_images_similar("no.png", second)
+
+def test_wrong_settings(assert_images_similar):
+    with pytest.raises(ValueError, match="at_least must be at most 1, as SSIM is, got 98"):
+        assert_images_similar(first, first, at_least=98)
+
+def test_range(assert_images_similar):
+    assert_images_similar(first / 1.0, second / 1.0)
 """
 
 NAMES = """
@@ -103,7 +110,7 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
         save(tmp_path / f"{name}.npy", array)
     done = run(tmp_path, "--image-diffs", "diffs")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "3 failed, 1 passed" in done.stdout
+    assert "4 failed, 2 passed" in done.stdout
     paths = sorted((tmp_path / "diffs").iterdir())
     test = "test_it.py_test_other_a_b_c-59f86eef"
     assert [path.name for path in paths] == [f"{test}-1.png", f"{test}.png"]
@@ -113,6 +120,7 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
     assert np.array_equal(sheet[:, 56:104], second)
     assert "differ in size: 48 x 40 and 48 x 39" in done.stdout
     assert "no.png: no such file" in done.stdout
+    assert "are not in [0, 1]: give data_range (the command's --data-range)" in done.stdout
 
 
 def test_each_test_has_a_file_of_its_own(tmp_path):

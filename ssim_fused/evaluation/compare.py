@@ -99,7 +99,7 @@ def _check_values(picture: np.ndarray, settings: Settings) -> None:
     if settings.data_range is None and not -1e-3 <= low <= high <= 1 + 1e-3:
         raise PictureError(
             f"floating-point values from {low:g} to {high:g} are not in [0, 1]: "
-            "give the data range (--data-range)"
+            "give data_range (the command's --data-range)"
         )
 
 

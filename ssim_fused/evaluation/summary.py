@@ -19,6 +19,7 @@ class Summary:
 
     Attributes:
         compared, failed: how many pairs have values, and how many have an error.
+        without_ms_ssim: how many of those compared have no MS-SSIM.
         similarities: the SSIM of each pair that was compared.
         worst: (SSIM, number, result) of those with the least SSIM, in no order.
         errors: the first of the errors.
@@ -27,6 +28,7 @@ class Summary:
     def __init__(self, keep_worst: int = 10) -> None:
         self.compared = 0
         self.failed = 0
+        self.without_ms_ssim = 0
         self.similarities = array("d")
         self.worst: list[tuple[float, int, Result]] = []
         self.errors: list[str] = []
@@ -42,6 +44,7 @@ class Summary:
                 self.errors.append(result["error"])
             return
         self.compared += 1
+        self.without_ms_ssim += result["ms_ssim"] is None
         self.similarities.append(result["ssim"])
         for name, (total, count) in self._sums.items():
             value = result[name]
@@ -61,6 +64,7 @@ class Summary:
         """The results of another, too."""
         self.compared += other.compared
         self.failed += other.failed
+        self.without_ms_ssim += other.without_ms_ssim
         self.similarities.extend(other.similarities)
         self.errors = (self.errors + other.errors)[:_MOST_ERRORS]
         for name, (total, count) in other._sums.items():

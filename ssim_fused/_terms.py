@@ -24,10 +24,12 @@ from ._checks import (
     positive,
 )
 from ._masks import sum_from, verify
-from ._request import Request, accumulate_dtype
+from ._request import Request, accumulate_dtype, can_be_read
 
 # [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights.
 ImageTerms = Callable[[Request, tuple[float, ...]], Tensor]
+
+_SLICE = 2**19  # numbers whose differences stay in the cache
 
 
 def compute_terms(
@@ -140,6 +142,26 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
+def _square_sums(input: Tensor, target: Tensor, first: int) -> Tensor:
+    """Sums of squared differences over the axes from ``first`` on, which are kept.
+
+    On the CPU large images go in slices of rows, as getting memory for the differences of whole
+    ones takes several times as long as computing them.
+    """
+    rows = max(1, input.dim() - 2)
+    whole = input.numel() <= _SLICE or input.dim() == 1
+    if whole or not (can_be_read(input) and can_be_read(target)):
+        return _squares(input, target, first)
+    length = max(1, _SLICE * input.shape[rows] // input.numel())
+    slices = zip(input.split(length, rows), target.split(length, rows))
+    return sum_from(torch.cat([_squares(x, y, 1) for x, y in slices], rows), first)
+
+
+def _squares(input: Tensor, target: Tensor, first: int) -> Tensor:
+    dtype = accumulate_dtype(input)
+    return sum_from((input.to(dtype) - target.to(dtype)).square(), first)
+
+
 def compute_psnr(input: Tensor, target: Tensor, data_range: float | None, reduction: str) -> Tensor:
     """Peak signal-to-noise ratio."""
     choice("reduction", reduction, ("mean", "image"))
@@ -148,9 +170,7 @@ def compute_psnr(input: Tensor, target: Tensor, data_range: float | None, reduct
     data_range = positive("data_range", data_range)
     input, target = under_autocast(input, target)
     check_pair(input, target)
-    dtype = accumulate_dtype(input)
-    squares = (input.to(dtype) - target.to(dtype)).square()
     pooled = reduction == "mean"
-    sums = sum_from(squares, 0 if pooled else 1).flatten()
-    mse = sums * len(sums) / squares.numel()
+    sums = _square_sums(input, target, 0 if pooled else 1).flatten()
+    mse = sums * len(sums) / input.numel()
     return to_psnr(mse.squeeze() if pooled else mse, data_range)

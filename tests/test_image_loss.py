@@ -434,6 +434,30 @@ def test_psnr(dtype):
     assert ssim_fused.psnr(x, x).item() == math.inf
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 300, 500), (3, 400_000), (1, 2, 9, 300, 200), (3, 1, 1)])
+def test_psnr_in_slices(shape):
+    """More than the cache holds goes in slices, with the value and gradient of the whole."""
+    x, y = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    true_x = x.double().requires_grad_()
+    true = 10 * torch.log10(1 / (true_x - y.double()).square().flatten(1).mean(1))
+    x.requires_grad_()
+    found = ssim_fused.psnr(x, y, reduction="image")
+    assert relative_error(found.detach(), true.detach()) < 1e-6
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    (expected,) = torch.autograd.grad(true.sum(), true_x)
+    assert relative_error(gradient, expected) < 1e-5
+    pairs = [(x, y), (x.mT, y.mT), (x.mT.contiguous().mT, y)]
+    values = [ssim_fused.psnr(*pair).item() for pair in pairs]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def test_psnr_of_large_pictures_takes_no_memory_of_their_size():
+    x, y = (torch.randint(0, 256, (1, 3, 1080, 1920), dtype=torch.uint8) for _ in range(2))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ssim_fused.psnr(x, y)
+    assert max(event.cpu_memory_usage for event in profile.events()) < x.nbytes / 2
+
+
 def test_psnr_of_whole_numbers():
     for dtype, span in ((torch.uint8, 255), (torch.uint16, 65535)):
         x, y = ((t.clamp(0, 1) * span).round() for t in pictures((2, 1, 30, 31), torch.float64))

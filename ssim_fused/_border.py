@@ -7,6 +7,7 @@ gradients by those pixels are folded back to where they came from, always in the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,15 +54,23 @@ def _fold(grad: Tensor, axis: int, pad: int, mode: str) -> Tensor:
     return inside
 
 
-def _extend_all(image: Tensor, pads: tuple[int, ...], mode: str) -> Tensor:
-    for axis, pad in enumerate(pads, start=image.dim() - len(pads)):
-        image = _extend(image, axis, pad, mode) if pad else image
+@dataclass(frozen=True)
+class _Border:
+    """What surrounds an image; no tuple, which torch.func takes for several arguments."""
+
+    pads: tuple[int, ...]  # on both sides of each of the last axes
+    mode: str
+
+
+def _extend_all(image: Tensor, border: _Border) -> Tensor:
+    for axis, pad in enumerate(border.pads, start=image.dim() - len(border.pads)):
+        image = _extend(image, axis, pad, border.mode) if pad else image
     return image
 
 
-def _fold_all(grad: Tensor, pads: tuple[int, ...], mode: str) -> Tensor:
-    for axis, pad in reversed(list(enumerate(pads, start=grad.dim() - len(pads)))):
-        grad = _fold(grad, axis, pad, mode) if pad else grad
+def _fold_all(grad: Tensor, border: _Border) -> Tensor:
+    for axis, pad in reversed(list(enumerate(border.pads, start=grad.dim() - len(border.pads)))):
+        grad = _fold(grad, axis, pad, border.mode) if pad else grad
     return grad
 
 
@@ -69,40 +78,40 @@ class _Extend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(image: Tensor, pads: tuple[int, ...], mode: str) -> Tensor:
-        return _extend_all(image, pads, mode)
+    def forward(image: Tensor, border: _Border) -> Tensor:
+        return _extend_all(image, border)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, ctx.pads, ctx.mode = inputs
+        _, ctx.border = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _FoldBack.apply(grad, ctx.pads, ctx.mode), None, None
+        return _FoldBack.apply(grad, ctx.border), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _extend_all(tangent, ctx.pads, ctx.mode)
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _extend_all(tangent, ctx.border)
 
 
 class _FoldBack(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: Tensor, pads: tuple[int, ...], mode: str) -> Tensor:
-        return _fold_all(grad, pads, mode)
+    def forward(grad: Tensor, border: _Border) -> Tensor:
+        return _fold_all(grad, border)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, ctx.pads, ctx.mode = inputs
+        _, ctx.border = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _Extend.apply(grad, ctx.pads, ctx.mode), None, None
+        return _Extend.apply(grad, ctx.border), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _fold_all(tangent, ctx.pads, ctx.mode)
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _fold_all(tangent, ctx.border)
 
 
 def extend(image: Tensor, pads: list[int], mode: str) -> Tensor:
@@ -115,7 +124,8 @@ def extend(image: Tensor, pads: list[int], mode: str) -> Tensor:
         return image
     if image.dtype == torch.uint16:  # which torch does not flip
         return extend(image.view(torch.int16), pads, mode).view(torch.uint16)
+    border = _Border(tuple(pads), mode)
     with full_precision(image):
         if torch.compiler.is_compiling():  # Dynamo traces no function with a jvp, and needs none
-            return _extend_all(image, tuple(pads), mode)
-        return _Extend.apply(image, tuple(pads), mode)
+            return _extend_all(image, border)
+        return _Extend.apply(image, border)

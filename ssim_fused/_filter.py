@@ -36,12 +36,12 @@ def _filter_axis(maps: Tensor, window: Tensor, axis: int) -> Tensor:
         maps = maps.reshape(shape[0], -1, shape[axis], shape[axis + 1 :].numel())
         kernel = window.view(1, 1, -1, 1)
     channels = maps.shape[1]
-    if not torch._C._are_functorch_transforms_active():
-        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long. A
-        # GPU may round them to TF32 (cuDNN).
-        side_by_side = maps.device.type == "cpu"
-        layout = torch.channels_last if side_by_side else torch.contiguous_format
-        maps = maps.contiguous(memory_format=layout)
+    if maps.device.type == "cpu":
+        # a CPU filters channels that lie side by side; plane after plane takes 20 times as long. No
+        # memory_format=channels_last, which vmap does not know.
+        maps = maps.movedim(1, -1).contiguous().movedim(-1, 1)
+    else:  # a GPU may round channels side by side to TF32 (cuDNN)
+        maps = maps.contiguous()
     filtered = F.conv2d(maps, kernel.expand(channels, -1, -1, -1), groups=channels)
     return filtered.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 

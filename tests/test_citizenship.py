@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ssim_fused
 from ssim_fused import reference
+from ssim_fused._checks import PADDINGS
 
 func = torch.func
 ssim_loss, image_loss = ssim_fused.ssim_loss, ssim_fused.image_loss
@@ -220,6 +221,24 @@ def test_jacobians_and_hessians(reduction):
     hessian = func.jacfwd(func.jacrev(plain))(x)
     for transformed in (func.hessian(native_loss), func.jacrev(func.jacrev(native_loss))):
         torch.testing.assert_close(transformed(x), hessian, **CLOSE)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_hessians_with_every_border(padding):
+    x, y, _ = images((1, 2, 4, 5))
+
+    def loss(x):
+        return ssim_loss(x, y, window_size=3, padding=padding)
+
+    expected = func.jacrev(func.jacrev(loss))(x)
+    hessian = functools.partial(torch.autograd.functional.hessian, vectorize=True)
+    for found in (
+        func.hessian(loss)(x),
+        func.jacfwd(func.jacfwd(loss))(x),
+        hessian(loss, x),
+        hessian(loss, x, outer_jacobian_strategy="forward-mode"),
+    ):
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_per_sample_gradients_of_a_network():

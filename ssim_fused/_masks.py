@@ -45,14 +45,24 @@ def verify(holds: Tensor, message: str, of_images: bool = False) -> None:
         raise ValueError(message + which)
 
 
-def sum_from(value: Tensor, first: int = 0) -> Tensor:
-    """The sum over the axes from ``first`` on, which are kept, bitwise one for all thread counts.
+# at::internal::GRAIN_SIZE: from here on torch cuts a sum to a single number into one part for each
+# thread; a sum to several numbers it cuts between them
+_CUT_FROM = 2**15
 
-    torch cuts a sum to a single number into one part for each thread; a sum along one axis of many
-    it does not cut.
-    """
+
+def _sum_along(value: Tensor, axis: int) -> Tensor:
+    length = value.shape[axis]
+    if value.numel() == length >= _CUT_FROM:
+        half = length // 2
+        halves = value.narrow(axis, 0, 2 * half).unflatten(axis, (2, half)).sum(axis + 1)
+        value = torch.cat((halves, value.narrow(axis, 2 * half, length % 2)), axis)
+    return value.sum(axis, keepdim=True)
+
+
+def sum_from(value: Tensor, first: int = 0) -> Tensor:
+    """The sum over the axes from ``first`` on, kept, bitwise one for all thread counts."""
     for axis in reversed(range(first, value.dim())):
-        value = value.sum(axis, keepdim=True)
+        value = _sum_along(value, axis)
     return value
 
 

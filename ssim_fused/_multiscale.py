@@ -24,6 +24,7 @@ from ._checks import (
     nonnegative,
 )
 from ._distributed import constants, is_spread
+from ._masks import sum_from
 from ._request import Request, accumulate_dtype, can_be_read
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
@@ -229,7 +230,7 @@ def compute_multiscale(
         losses = losses.mean(2)
     value = combine(losses, exponents, normalize)
     if reduction == "mean":
-        value = value.mean()
+        value = sum_from(value).squeeze() / value.numel()
     elif reduction == "image" and per_channel:
         value = value.mean(1)
     if not batched and reduction != "mean":

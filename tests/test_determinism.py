@@ -67,6 +67,31 @@ def test_thread_counts_of_channels_that_take_turns(threads, channels):
         assert torch.equal(grad, results[0][1])
 
 
+LONG = {  # what sums along one long axis, where the others have length 1
+    "weight": lambda x, y: ssim_fused.ssim_loss(x, y, spatial_dims=1, weight=x),
+    "sum of weights": lambda x, y: ssim_fused.ssim(x, y, spatial_dims=1, weight=x, reduction="sum"),
+    "column": lambda x, y: ssim_fused.ssim_loss(x[..., None], y[..., None], weight=x[..., None]),
+    "terms": lambda x, y: ssim_fused.image_loss(x, y, spatial_dims=1, ssim=0, mse=1, l1=1),
+    "psnr": ssim_fused.psnr,
+    "images": lambda x, y: ssim_fused.psnr(x.view(-1, 1, 1, 1), y.view(-1, 1, 1, 1)),
+    "scales": lambda x, y: ssim_fused.ms_ssim_loss(
+        x.view(-1, 1, 4, 4), y.view(-1, 1, 4, 4), window_size=1, betas=(0.5, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_thread_counts_of_one_long_axis(threads, name):
+    generator = torch.Generator().manual_seed(0)
+    for length in (200_000, 1_120_016):
+        x, y = torch.rand(2, 1, 1, length, generator=generator).unbind()
+        values = set()
+        for count in (1, 2, 3, 4, 7):
+            threads(count)
+            values.add(LONG[name](x, y).item())
+        assert len(values) == 1
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_an_image_does_not_depend_on_its_batch(shape):
     x, y = pictures(shape)

@@ -171,16 +171,21 @@ def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
     """Taps in float32 that sum to 1 as nearly as they can.
 
     Taps that sum to 1 + e make each variance wrong by e times the squared mean: of a bright image,
-    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the middle, and
-    what is left of it to small taps, whose steps are finer.
+    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the largest, and
+    what is left of it to small taps, whose steps are finer; none is so small that it would show.
     """
     taps = [_single(tap) for tap in window]
     middle = len(taps) // 2
-    taps[middle] = _single(taps[middle] + (1 - math.fsum(taps)))
-    small = next((i for i in range(middle) if taps[i] > 1e-5), None)
-    if small is not None:
-        tap = _single(taps[small] + (1 - math.fsum(taps)) / 2)
-        taps[small] = taps[-1 - small] = tap
+
+    def add_missing(i: int) -> None:
+        share = (1 - math.fsum(taps)) / (1 if i == middle else 2)
+        taps[i] = taps[-1 - i] = _single(taps[i] + share)
+
+    largest = max(range(middle, -1, -1), key=taps.__getitem__)
+    add_missing(largest)
+    fine = [i for i in range(middle) if i != largest and taps[i] > 1e-4 * taps[largest]]
+    if fine:
+        add_missing(min(fine, key=taps.__getitem__))
     return tuple(taps)
 
 

@@ -160,3 +160,27 @@ def test_taps_in_float32_sum_to_one(size, sigma):
     assert taps == taps[::-1]
     assert abs(math.fsum(taps) - 1) <= 1e-10
     torch.testing.assert_close(taps, gaussian_window(size, sigma), rtol=0, atol=6e-8)
+
+
+@pytest.mark.parametrize("half", [(0.3, 0.2, 0.0), (1.1e-5, 0.3, 0.4)])
+def test_what_rounding_takes_is_not_put_into_tiny_taps(half):
+    window = half[:-1] + half[::-1]
+    window = tuple(tap / math.fsum(window) for tap in window)
+    taps = single_window(window)
+    assert taps == taps[::-1]
+    assert abs(math.fsum(taps) - 1) <= 3e-8
+    torch.testing.assert_close(taps, window, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_window_with_a_hole_does_not_see_what_lies_there(path):
+    x, y = pictures((1, 1, 9, 9), torch.float64)
+    y[..., 4, :] = 1000
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        image = x.to(dtype).requires_grad_()
+        ssim_map = PATHS[path].ssim(
+            image, y.to(dtype), window=[0.3, 0.2, 0.0, 0.2, 0.3], reduction="none"
+        )
+        grads.append(torch.autograd.grad(ssim_map[..., 4, 4], image)[0])
+    assert relative_error(*grads) < 1e-5

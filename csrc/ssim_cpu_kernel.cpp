@@ -1052,20 +1052,24 @@ int64_t window_bytes(const Problem& p) {
 // reason that single_window() in ssim_fused/_checks.py gives, and in its way.
 template <typename A>
 void round_window(const Window& window, double sum, A* to) {
-  const auto missing = [&] {
-    double left = sum;
-    for (int64_t k = 0; k < window.taps; ++k) left -= static_cast<double>(to[k]);
-    return left;
-  };
-  for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] * sum);
   const int64_t middle = window.taps / 2;
-  to[middle] += static_cast<A>(missing());
-  for (int64_t k = 0; k < middle; ++k) {
-    if (to[k] <= A(1e-5)) continue;
-    to[k] += static_cast<A>(missing() / 2);
-    to[window.taps - 1 - k] = to[k];
-    return;
+  for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] * sum);
+  const auto add_missing = [&](int64_t i) {
+    double missing = sum;
+    for (int64_t k = 0; k < window.taps; ++k) missing -= static_cast<double>(to[k]);
+    to[i] += static_cast<A>(i == middle ? missing : missing / 2);
+    to[window.taps - 1 - i] = to[i];
+  };
+  int64_t largest = middle, finest = -1;
+  for (int64_t k = middle - 1; k >= 0; --k) {
+    if (to[k] > to[largest]) largest = k;
   }
+  add_missing(largest);
+  for (int64_t k = 0; k < middle; ++k) {
+    if (k == largest || to[k] <= A(1e-4) * to[largest]) continue;
+    if (finest < 0 || to[k] < to[finest]) finest = k;
+  }
+  if (finest >= 0) add_missing(finest);
 }
 
 // What the window's weights are divided by. A middle one too small for that is too small to matter.

@@ -172,19 +172,21 @@ def compare(
                 pairs, settings, outputs, ranks,
                 resuming=resume, threads=threads, outcome=outcome, show=show,
             )  # fmt: skip
+        if ranks.rank == 0:
+            summary = outcome.summary
+            if not (summary.compared or summary.failed or outcome.failures or outcome.interrupted):
+                outcome.failures.append(f"{input}: no pair was compared")
+            if html is not None:
+                _write_page(html, outcome, settings, html_pairs)
+            _report(outcome, settings, quiet)
+            _report_below(outcome.summary.similarities, fail_under)
+        ranks.wait()
     except ResultsError as error:
         raise click.UsageError(str(error)) from None
     finally:
         ranks.close()
-    if ranks.rank == 0:
-        summary = outcome.summary
-        if not (summary.compared or summary.failed or outcome.failures or outcome.interrupted):
-            outcome.failures.append(f"{input}: no pair was compared")
-        if html is not None:
-            _write_page(html, outcome, settings, html_pairs)
-        _report(outcome, settings, quiet)
-        _report_below(outcome.summary.similarities, fail_under)
-    sys.exit(_exit_code(outcome, fail_under))
+    # torchrun ends all ranks where one fails: the first one does, which has written everything
+    sys.exit(_exit_code(outcome, fail_under) if ranks.rank == 0 else 0)
 
 
 def _given(*paths: Path | None) -> list[Path]:

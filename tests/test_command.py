@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -424,15 +425,34 @@ def test_names_that_are_not_utf8(tmp_path):
 # ---- many processes ----
 
 
+# ends as the command does, but a page takes long
+SLOW_PAGE = """
+import time
+from ssim_fused import command
+
+write = command._write_page
+command._write_page = lambda *given: (time.sleep(2), write(*given))
+command.main()
+"""
+
+
 def test_torchrun_shares_merges_and_resumes(tmp_path):
     a, b = save_pairs(tmp_path, 7)
     (b / "05.png").write_text("not a picture")
     path = tmp_path / "r.csv"
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    words = ["-m", "ssim_fused.command", "compare", a, b, "--csv", path]
-    done = start(*words, program=torchrun)
+    words = ["compare", a, b, "--csv", path]
+    page = tmp_path / "page.html"
+    (tmp_path / "slow.py").write_text(SLOW_PAGE)
+    done = start(tmp_path / "slow.py", *words, "--html", page, program=torchrun)
     out, err = done.communicate(timeout=120)
     assert done.returncode != 0
+    # torchrun ends the others where a rank fails: rank 0 does, and only once all is written
+    first = err[err.index("Root Cause") :]
+    assert re.search(r"rank +: (\d)", first)[1] == "0"
+    assert re.search(r"exitcode +: (\d+)", first)[1] == str(command.INCOMPLETE)
+    assert "interrupted" not in err
+    assert "</html>" in page.read_text()
     assert "1 of 7 not compared" in err
     assert "6 compared" in out
     assert out.count("compared") == 1
@@ -446,7 +466,7 @@ def test_torchrun_shares_merges_and_resumes(tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.rename(tmp_path / "r.csv.rank1")
     (tmp_path / "r.csv.rank1").write_text("".join(lines[:3]))
-    done = start(*words, "--resume", program=torchrun)
+    done = start("-m", "ssim_fused.command", *words, "--resume", program=torchrun)
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err
     assert "7 compared" in out

@@ -165,7 +165,7 @@ def compare(
     except RanksError as error:
         raise click.UsageError(str(error)) from None
     _stop_gently(outcome)
-    threads = threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = threads or max(1, _cores() // ranks.local_size)
     try:
         with _progress(quiet or ranks.rank > 0) as show:
             run_session(

@@ -23,6 +23,20 @@ LONGEST = [
 ]
 
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="ranks are found in /proc"
+)
+
+
+def process_of_rank(parent, rank):
+    """The process id of a child of torchrun."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no child of {parent} has rank {rank}")
+
+
 def _no_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "no GPU"

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES
+from conftest import EXAMPLES, needs_proc, process_of_rank
 
 for needed in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(needed)
@@ -36,15 +35,6 @@ def command(runs):
 def metrics(runs):
     with (runs / "test" / "metrics.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def process_of_rank(parent, rank):
-    """The process id of a child of torchrun."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    for child in children:
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(f"no child of {parent} has rank {rank}")
 
 
 def wait_for_epochs(running, runs, epochs):
@@ -117,7 +107,7 @@ def test_more_processes_than_gpus(script, monkeypatch):
         places[2].device(gpu)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are found in /proc")
+@needs_proc
 def test_a_killed_process_is_replaced(tmp_path, two):
     with (tmp_path / "said").open("w+") as said:
         running = subprocess.Popen(command(tmp_path), stdout=said, stderr=said)

@@ -18,6 +18,8 @@ from .pairs import Pair
 from .run import Outcome
 from .writers import JOURNAL, files_of, read_results, remove_results, rewrite
 
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
+
 # ranks wait for the slowest, whose share may take hours longer; torch's own limit is half an hour
 _PATIENCE = datetime.timedelta(days=14)
 
@@ -26,21 +28,58 @@ class RanksError(ValueError):
     """The environment names other processes, which cannot be found: why."""
 
 
+def _told(name: str, otherwise: int) -> int:
+    """A number that ``torchrun`` sets."""
+    text = os.environ.get(name, str(otherwise))
+    try:
+        return int(text)
+    except ValueError:
+        raise RanksError(f"{name} must be a number, got {text!r}") from None
+
+
+def _meeting_place(rank: int, size: int) -> dist.Store:
+    """Where ranks have found each other, without what those before a restart left there.
+
+    ``torchrun`` keeps its store across restarts, and gloo would wait for the addresses of the dead.
+    The number of restarts is that of this machine: on several machines they may differ.
+    """
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise RanksError(f"WORLD_SIZE is {size} without {', '.join(missing)}: torchrun sets them")
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], _told("MASTER_PORT", 0)
+    everybodys = dist.TCPStore(address, port, size, is_master=rank == 0 and not served)
+    restarts = _told("TORCHELASTIC_RESTART_COUNT", 0)
+    store = dist.PrefixStore(f"attempt {restarts}", everybodys)
+    # by the store's own limit, minutes: a rank that has not begun will not
+    store.set(f"rank {rank}", "")
+    store.wait([f"rank {other}" for other in range(size)])
+    return store
+
+
 class Ranks:
     """Which process this is, and how many there are; one, where ``torchrun`` is not at work.
 
     Raises:
-        RanksError: RANK and WORLD_SIZE are not what ``torchrun`` sets, or stand alone.
+        RanksError: RANK, WORLD_SIZE and the like are not what ``torchrun`` sets, or some are not
+            set.
     """
 
     def __init__(self) -> None:
-        try:
-            self.rank = int(os.environ.get("RANK", 0))
-            self.size = int(os.environ.get("WORLD_SIZE", 1))
-            if self.size > 1:
-                dist.init_process_group("gloo", timeout=_PATIENCE)
-        except ValueError as error:
-            raise RanksError(f"RANK and WORLD_SIZE, but not from torchrun: {error}") from None
+        self.rank, self.size = _told("RANK", 0), _told("WORLD_SIZE", 1)
+        self.local_size = _told("LOCAL_WORLD_SIZE", 1)  # how many share its cores
+        if not 0 <= self.rank < self.size:
+            raise RanksError(f"there is no RANK {self.rank} where WORLD_SIZE is {self.size}")
+        if self.local_size < 1:
+            raise RanksError(f"LOCAL_WORLD_SIZE must be positive, got {self.local_size}")
+        if self.size > 1:
+            dist.init_process_group(
+                "gloo",
+                store=_meeting_place(self.rank, self.size),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=_PATIENCE,
+            )
 
     def share(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Every size-th pair."""

@@ -29,7 +29,7 @@ from common.options import (  # noqa: E402
 from common.scripts import exit_status  # noqa: E402
 from cvae import data, pictures  # noqa: E402
 from cvae.options import add_training  # noqa: E402
-from cvae.processes import ProcessError, Processes, restarts, together  # noqa: E402
+from cvae.processes import ProcessError, Processes, together  # noqa: E402
 from cvae.training import CHECKPOINT, Result, ResumeError, Settings, Trainer  # noqa: E402
 
 from benchmarks import article  # noqa: E402
@@ -125,7 +125,7 @@ def goes_on(trainer: Trainer, asked: bool) -> bool:
     # a run may be resumed with --compare though it was started without
     if asked and (there or trainer.settings.criterion == OURS):
         return True
-    return there and restarts() > 0 and trainer.processes.from_first(trainer.fits_checkpoint)
+    return there and trainer.processes.from_first(trainer.wrote_checkpoint)
 
 
 def summary(result: Result) -> dict[str, float]:

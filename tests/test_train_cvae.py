@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import EXAMPLES
 
 pytest.importorskip("imagecodecs")
@@ -236,6 +237,70 @@ def test_what_is_trained_is_overwritten_only_when_asked(
     assert "is not a checkpoint" in said
     assert "--overwrite begins anew" in said
     assert "not allowed with" in train(*options, "--resume", "--overwrite", code=2).err
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Calls of torchrun with one process, in this one: each has a store, which restarts share."""
+    stores = []  # each is served as long as it is here
+
+    def call(restarts=0, store=None):
+        if store is None:
+            store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        stores.append(store)
+        told = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}
+        told |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        for name, value in (told | {"TORCHELASTIC_RESTART_COUNT": restarts}).items():
+            monkeypatch.setenv(name, str(value))
+        return store
+
+    return call
+
+
+def test_a_restart_goes_on_from_its_own_checkpoint_alone(
+    script, train, tmp_path, squares, monkeypatch, torchrun
+):
+    steps = iter(range(1000))
+
+    def interrupted(*batch):
+        if next(steps) == 2:  # in the second epoch
+            raise KeyboardInterrupt
+        return step(*batch)
+
+    step = script.Trainer.step
+    options = ["--data", squares, "--batch-size", 16, "--epochs", 2]
+    torchrun()
+    train(*options)
+    store = torchrun()
+    for restarts in (0, 1):
+        torchrun(restarts, store)
+        assert "is trained to epoch 2" in train(*options, code=2).err
+    before = metrics(tmp_path)
+
+    monkeypatch.setattr(script.Trainer, "step", interrupted)
+    store = torchrun(restarts=1)  # as if the first attempt had died before its first checkpoint
+    train(*options, "--overwrite", code=130)
+    assert len(metrics(tmp_path)) == 1
+    torchrun(2, store)
+    assert "4/4" in train(*options, "--overwrite").err
+    assert next(steps) == 5  # one epoch again, and not the first
+    assert metrics(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE must be a number, got ''"),
+        ({"WORLD_SIZE": "0"}, "no RANK 0 where WORLD_SIZE is 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "no RANK 2 where WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK must be a number, got 'x'"),
+    ],
+)
+def test_a_place_among_processes_that_cannot_be(train, monkeypatch, torchrun, environment, message):
+    torchrun()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert message in train(code=2).err
 
 
 def test_a_fingerprint_tells_all_parts_of_the_data(script):

@@ -7,6 +7,7 @@ the batches are those of one process, and only the first one writes files.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Processes:
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # among those of this machine
+    # names this call of torchrun, whose restarts share it; "" where none started the processes
+    launch: str = ""
 
     @property
     def first(self) -> bool:
@@ -118,46 +121,72 @@ def _result(outcome: list):
     return value
 
 
-def restarts() -> int:
-    """How often torchrun has started these processes anew, after one of them had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def _told(name: str, otherwise: int) -> int:
+    """A number that torchrun sets."""
+    text = os.environ.get(name, str(otherwise))
+    try:
+        return int(text)
+    except ValueError:
+        raise ProcessError(f"{name} must be a number, got {text!r}") from None
 
 
-def _meeting_place(processes: Processes) -> dist.Store:
+def _served() -> bool:
+    """Whether torchrun has a store for the processes, which it keeps across restarts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(rank: int, count: int) -> dist.Store:
+    """What processes tell each other by."""
+    address, port = os.environ["MASTER_ADDR"], _told("MASTER_PORT", 0)
+    return dist.TCPStore(address, port, count, is_master=rank == 0 and not _served())
+
+
+def _launch(store: dist.Store) -> str:
+    """The name that the first process to come gives this call of torchrun."""
+    return store.compare_set("launch", "", uuid.uuid4().hex).decode()
+
+
+def _meeting_place(store: dist.Store) -> dist.Store:
     """Where processes find each other, without what those before a restart left there.
 
-    torchrun keeps its store across restarts, and gloo would wait for the addresses of the dead. The
-    number of restarts is that of this machine: on several machines they may differ.
+    gloo would wait for the addresses of the dead. The number of restarts is that of this machine:
+    on several machines they may differ.
     """
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        processes.count,
-        is_master=processes.first and not served,
-    )
-    return dist.PrefixStore(f"attempt {restarts()}", store)
+    return dist.PrefixStore(f"attempt {_told('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _place() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK."""
+    count = _told("WORLD_SIZE", 1)
+    missing = [name for name in TOLD if name not in os.environ] if count != 1 else []
+    if missing:
+        names = ", ".join(missing)
+        raise ProcessError(f"WORLD_SIZE is {count} without {names}: torchrun sets them")
+    rank, local_rank = _told("RANK", 0), _told("LOCAL_RANK", 0)
+    if not 0 <= rank < count:
+        raise ProcessError(f"there is no RANK {rank} where WORLD_SIZE is {count}")
+    return rank, count, local_rank
 
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
     """The processes that torchrun started; this one alone, where it was started by hand."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1:
+    rank, count, local_rank = _place()
+    if count == 1 and not _served():
         yield ALONE
         return
-    missing = [name for name in TOLD if name not in os.environ]
-    if missing:
-        names = ", ".join(missing)
-        raise ProcessError(f"WORLD_SIZE is {count} without {names}: torchrun sets them")
-    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    store = _store(rank, count)
+    processes = Processes(rank, count, local_rank, _launch(store))
+    if count == 1:
+        yield processes
+        return
     device = processes.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=_meeting_place(processes),
-        rank=processes.rank,
+        store=_meeting_place(store),
+        rank=rank,
         world_size=count,
     )
     try:

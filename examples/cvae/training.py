@@ -177,13 +177,13 @@ class Trainer:
             raise ResumeError(f"{self.checkpoint} does not fit: {reason}") from None
         self.save_metrics()
 
-    def fits_checkpoint(self) -> bool:
-        """Whether the checkpoint is there and of the same settings."""
+    def wrote_checkpoint(self) -> bool:
+        """Whether this call of torchrun wrote the checkpoint, before it started anew."""
         try:
-            self._load()
+            launch = self._load().get("launch")
         except ResumeError:
             return False
-        return True
+        return launch == self.processes.launch != ""
 
     def save_checkpoint(self) -> None:
         if not self.processes.first:
@@ -192,6 +192,7 @@ class Trainer:
         state = {
             "settings": asdict(self.settings),
             "epoch": self.epoch,
+            "launch": self.processes.launch,
             "generator": self.generator.get_state(),
             "result": dict(rows=result.rows, loss_ms=result.loss_ms, step_ms=result.step_ms),
             **{name: part.state_dict() for name, part in self._parts().items()},

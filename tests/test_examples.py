@@ -115,6 +115,8 @@ def test_fit_image_of_one_colour(run, tmp_path, level):
     Image.new("RGB", (40, 40), (level,) * 3).save(tmp_path / "plain.png")
     run("fit_image", "--picture", str(tmp_path / "plain.png"), "--steps", "2")
     assert_pictures(tmp_path, ["progress.png", "curves.png"])
+    figures = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert level or figures["L1"]["psnr"] is None  # it is infinite
 
 
 @pytest.mark.parametrize(

@@ -22,4 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_json(path: Path, content: dict) -> None:
-    write_atomically(path, lambda scratch: scratch.write_text(json.dumps(content, indent=2) + "\n"))
+    """Infinity and NaN, which JSON does not have, are null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda scratch: scratch.write_text(text))

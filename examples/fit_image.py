@@ -55,7 +55,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--picture", default="chelsea", help=f"a file, or one of {', '.join(photos.NAMES)}")
-    add("--size", type=at_least(32), default=128, help="side of the picture, pixels")
+    # torch.multinomial chooses among 2^24 pixels at most
+    add("--size", type=at_least(32, high=4096), default=128, help="side of the picture, pixels")
     add("--gaussians", type=at_least(1), default=600, help="how many")
     add("--steps", type=at_least(1), default=600, help="of each fit")
     add("--rate", type=at_least(0, float), default=0.015, help="of a colour; falls to a tenth")

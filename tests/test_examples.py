@@ -211,6 +211,7 @@ def test_lightning_compiles_one_graph(example):
     ("name", "options", "why"),
     [
         ("fit_image", ["--picture", "nothing.png"], "neither a file nor one of astronaut"),
+        ("fit_image", ["--size", "4097"], "must be at most 4096, got 4097"),
         ("fit_image", ["--gaussians", "2000"], "more than the picture has pixels"),
         ("fit_image", ["--lambda-dssim", "1.5"], "must be at most 1, got 1.5"),
         ("fit_image", ["--lambda-dssim", "much"], "invalid float value"),

@@ -21,7 +21,8 @@ import ssim_fused
 def absolute(batch: dict, folder: str) -> dict:
     """Workers have folders of their own: paths are from the list's folder on."""
     for side in ("input", "target"):
-        batch[side] = [str(Path(folder) / name) for name in batch[side]]
+        names = batch[side]
+        batch[side] = [n if n is None else str(Path(folder) / n) for n in names]
     return batch
 
 

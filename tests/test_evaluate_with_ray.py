@@ -37,6 +37,13 @@ def run(folder, names):
     return done.stdout
 
 
+def test_a_null_is_left_to_its_pair(example):
+    batch = {side: np.array(["a.png", None], dtype=object) for side in ("input", "target")}
+    found = example("evaluate_with_ray").absolute(batch, "/pictures")
+    assert found == {side: ["/pictures/a.png", None] for side in ("input", "target")}
+    assert ssim_fused.evaluate_batch(found)["error"][1] == "input is null"
+
+
 def test_the_example_where_nothing_can_be_compared(tmp_path):
     assert run(tmp_path, ["00.png"]).splitlines()[-1] == "0 compared, 1 not"
 

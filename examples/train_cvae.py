@@ -162,8 +162,8 @@ def leave_pictures(
 
 
 def leave_comparison(folder: Path, table: dict[str, dict[str, float]]) -> None:
-    pictures.comparison(folder / "comparison.png", table)
     save_json(folder / "comparison.json", table)
+    pictures.comparison(folder / "comparison.png", table)
     gain = table[OURS]["held_out_ssim"] - table[MSE_ONLY]["held_out_ssim"]
     times = table[ARTICLE]["loss_ms"] / table[OURS]["loss_ms"]
     print(f"held-out SSIM: {gain:+.4f} over MSE only, at the same weight of the KL divergence")
@@ -184,11 +184,11 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
 
 def leave_all(args: argparse.Namespace, found: data.Pictures, results: dict[str, Result]) -> None:
     folder = args.runs / args.name
-    leave_pictures(folder, results, found, args.seed)
     table = {name: summary(result) for name, result in results.items()}
     print_table(table)
     if args.compare:
         leave_comparison(folder, table)
+    leave_pictures(folder, results, found, args.seed)
     print(f"pictures, metrics and checkpoint: {folder}")
 
 

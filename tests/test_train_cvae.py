@@ -486,6 +486,14 @@ def test_compare_writes_a_table_and_plots(train, tmp_path, squares):
     assert json.loads((folder / "comparison.json").read_text()) == table
 
 
+def test_a_comparison_of_runs_that_diverged(train, tmp_path, squares):
+    train("--data", squares, *SHORT, "--epochs", 2, "--lr", 1e6, "--compare")
+    text = (tmp_path / "test" / "comparison.json").read_text()
+    table = json.loads(text, parse_constant=pytest.fail)
+    assert table["ssim_fused"]["held_out_ssim"] is None
+    assert (tmp_path / "test" / "comparison.png").stat().st_size > 1000
+
+
 def test_without_the_ssim_term(train, tmp_path, squares):
     train("--data", squares, *SHORT, "--alpha", 0)
     (row,) = metrics(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -139,10 +140,11 @@ def comparison(path: Path, table: dict[str, dict[str, float]]) -> None:
         figure, all_axes = plt.subplots(1, 3, figsize=(12, 2.2), layout="constrained", sharey=True)
         for axes, (column, (title, form)) in zip(all_axes, panels.items()):
             values = [table[name][column] for name in names]
-            bars = axes.barh(names, values, color=COLOURS, height=0.65)
+            lengths = [value if math.isfinite(value) else 0 for value in values]  # of a divergence
+            bars = axes.barh(names, lengths, color=COLOURS, height=0.65)
             axes.bar_label(bars, [form.format(value) for value in values], padding=4)
             axes.set_title(title, loc="left")
-            axes.set_xlim(0, 1.18 * max(values))
+            axes.set_xlim(0, 1.18 * max(lengths) or 1)
             axes.set_xticks([])
             axes.tick_params(length=0)
         all_axes[0].invert_yaxis()

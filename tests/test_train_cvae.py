@@ -494,6 +494,21 @@ def test_a_comparison_of_runs_that_diverged(train, tmp_path, squares):
     assert (tmp_path / "test" / "comparison.png").stat().st_size > 1000
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+@pytest.mark.parametrize("name", ["from_$5_to_$10", "caf\udce9"])  # one has a byte alone
+def test_folders_of_any_name(train, tmp_path, name):
+    folder = kills.save_squares(tmp_path / "pictures")
+    (folder / "dark").rename(folder / name)
+    train("--data", folder, *SHORT)
+    assert (tmp_path / "test" / "samples.png").exists()
+
+
+def test_files_that_begin_with_a_dot_are_no_pictures(script, tmp_path):
+    folder = kills.save_squares(tmp_path / "pictures")
+    (folder / "dark" / "._0.png").write_bytes(b"macOS leaves such")
+    assert len(script.data.folder(folder, 8).train) == 24
+
+
 def test_without_the_ssim_term(train, tmp_path, squares):
     train("--data", squares, *SHORT, "--alpha", 0)
     (row,) = metrics(tmp_path)

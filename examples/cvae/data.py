@@ -78,6 +78,11 @@ def read_grey(path: Path, size: int) -> np.ndarray:
     return np.asarray(resized, dtype=np.float32) / 255
 
 
+def is_picture(file: Path) -> bool:
+    """By its name; macOS leaves files ._name.png that are none."""
+    return file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+
+
 def folder(path: Path, size: int) -> Pictures:
     """One folder of pictures for each class, read as grey."""
     if not path.is_dir():
@@ -87,7 +92,7 @@ def folder(path: Path, size: int) -> Pictures:
         raise DataError(f"{path} holds no folders; one for each class is needed")
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(f for f in (path / name).iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+        files = sorted(filter(is_picture, (path / name).iterdir()))
         if not files:
             raise DataError(f"{path / name} holds no pictures")
         images += [read_grey(file, size) for file in files]

@@ -39,7 +39,10 @@ def save_montage(
     sheet = montage(rows.float().cpu())
     axes.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=11)
-    axes.set_yticks([GAP + i * (h + GAP) + h / 2 for i in range(count)], row_labels)
+    # folders' names may hold dollars, and bytes that are not UTF-8
+    labels = [label.encode(errors="backslashreplace").decode() for label in row_labels]
+    places = [GAP + i * (h + GAP) + h / 2 for i in range(count)]
+    axes.set_yticks(places, labels, parse_math=False)
     places = [GAP + j * (w + GAP) + w / 2 for j in range(across)]
     axes.set_xticks(places if column_labels else [], column_labels)
     axes.set_xlabel(xlabel)

@@ -14,6 +14,7 @@ import argparse
 import math
 import statistics
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ from common.scripts import exit_status  # noqa: E402
 from cvae import data, pictures  # noqa: E402
 from cvae.options import add_training  # noqa: E402
 from cvae.processes import ProcessError, Processes, together  # noqa: E402
-from cvae.training import CHECKPOINT, Result, ResumeError, Settings, Trainer  # noqa: E402
+from cvae.training import CHECKPOINT, METRICS, Result, ResumeError, Settings, Trainer  # noqa: E402
 
 from benchmarks import article  # noqa: E402
 from ssim_fused import CVAELoss  # noqa: E402
@@ -170,13 +171,20 @@ def leave_comparison(folder: Path, table: dict[str, dict[str, float]]) -> None:
     print(f"time of the loss: the usual code takes {times:.0f} times ours")
 
 
+def remove_left(folder: Path, trained: Collection[str]) -> None:
+    """What an earlier run left, but for the files of what is trained now."""
+    others = [FOLDERS[name] for name in FOLDERS if name not in trained]
+    beside = [f"{other}/{file}" for other in others for file in (CHECKPOINT, METRICS)]
+    for name in (*LEFT, *beside):
+        (folder / name).unlink(missing_ok=True)
+
+
 def run(args: argparse.Namespace, processes: Processes) -> None:
     found = processes.in_turn(lambda: load(args))
     names = FOLDERS if args.compare else [OURS]
     trainers = {name: trainer_of(name, args, found, processes) for name in names}
     if args.overwrite and processes.first:
-        for name in LEFT:
-            (args.runs / args.name / name).unlink(missing_ok=True)
+        remove_left(args.runs / args.name, names)
     results = {name: trainer.train(args.checkpoint_every) for name, trainer in trainers.items()}
     if processes.first:
         leave_all(args, found, results)

@@ -494,6 +494,15 @@ def test_a_comparison_of_runs_that_diverged(train, tmp_path, squares):
     assert (tmp_path / "test" / "comparison.png").stat().st_size > 1000
 
 
+def test_an_overwritten_run_leaves_no_other_criteria(train, tmp_path, squares):
+    options = ["--data", squares, *SHORT]
+    train(*options, "--compare")
+    train(*options, "--epochs", 2, "--overwrite")
+    names = {file.name for file in (tmp_path / "test").rglob("*.*")}
+    assert names == {"checkpoint.pt", "metrics.csv", *PICTURES}
+    train(*options, "--epochs", 2, "--compare", "--resume")
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
 @pytest.mark.parametrize("name", ["from_$5_to_$10", "caf\udce9"])  # one has a byte alone
 def test_folders_of_any_name(train, tmp_path, name):

@@ -26,6 +26,7 @@ TERMS = ("loss", "mse", "ssim_loss", "kl")
 HELD_OUT = (*(f"held_out_{term}" for term in TERMS), "held_out_ssim")
 COLUMNS = ("epoch", *TERMS, *HELD_OUT)
 CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Trainer:
 
     def save_metrics(self) -> None:
         if self.processes.first:
-            save_rows(self.folder / "metrics.csv", self.result.rows)
+            save_rows(self.folder / METRICS, self.result.rows)
 
     def _check_that_nothing_is_lost(self) -> None:
         if not self.checkpoint.exists():

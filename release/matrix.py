@@ -39,6 +39,7 @@ TESTS = [
     "test_gradients.py",
     "test_kernel_cache.py",
     "test_threads.py",
+    "test_programs.py",
 ]
 LOOK = """
 import torch, ssim_fused, sys, sysconfig

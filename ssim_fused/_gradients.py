@@ -53,10 +53,9 @@ def _no_second(ctx: Any, *grads: Tensor | None) -> tuple:
 
 
 def _save_loss(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.beside = (*inputs[:5], inputs[5:14])
-    ctx.wanted = inputs[14:]
+    ctx.beside, ctx.wanted = inputs[5:14], inputs[14:]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *(output[1:] if ctx.wanted else ()))
+    ctx.save_for_backward(*inputs[:5], *(output[1:] if ctx.wanted else ()))
 
 
 def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tensor | None) -> tuple:
@@ -110,9 +109,8 @@ def _gradients_of_map(ctx: Any, grad_map: Tensor) -> tuple:
 
 
 def _save_scale(ctx: Any, inputs: tuple, output: tuple) -> None:
-    input, target, ctx.offset, *ctx.settings = inputs
-    *ctx.settings, want_input, want_target = ctx.settings
-    ctx.wanted = (want_input, want_target)
+    input, target, ctx.offset = inputs[:3]
+    ctx.settings, ctx.wanted = inputs[3:-2], inputs[-2:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, *output[3:])
 

@@ -33,7 +33,7 @@
 //     the shared memory a column, so a third of the threads that fit;
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Streaming alone (simulated, an RTX 3070, a step of one 64 x 64 plane): 35,900 cycles where the
-// tile takes 17,200, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
+// tile takes 17,700, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
 // first, each of the four maps by threads of its own, 18,000. Registers: 168 a thread for streaming,
 // 64 for tile.
 //

@@ -107,11 +107,10 @@ MUTATIONS = {
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
-    "any pixel as pivot": Mutation(
-        "bool found = all && pivot.offer(a, b, p_.inverse_range);",
-        "bool found = (pivot.offer(a[1], b[1], p_.inverse_range), true);",
+    "a pivot far out of range": Mutation(
+        "pivot_pixels(c, column_x, k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);",
+        "true;",
     ),
-    "a pivot far out of range": Mutation("kPivotTries && !found", "kTypicalTries && !found"),
     "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
     "kind ignored in the gradient": Mutation(
         "derivatives<A>(t, m, kind(), A(0.5), A(1))", "derivatives<A>(t, m, A(0.5))"
@@ -294,11 +293,9 @@ VOLUME_MUTATIONS = {
     "gradients of the last slices missing": Mutation(
         "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
     ),
-    "any voxel as pivot": Mutation(
-        "bool found = all && pivot.offer(a, b, p_.inverse_range);",
-        "bool found = (pivot.offer(a[1], b[1], p_.inverse_range), true);",
+    "a pivot far out of range": Mutation(
+        "pivot_voxels(k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);", "true;"
     ),
-    "a pivot far out of range": Mutation("kPivotTries && !found", "kTypicalTries && !found"),
     "pivot not added back": Mutation(
         "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
     ),

@@ -33,7 +33,7 @@
 //     the shared memory a column, so a third of the threads that fit;
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Streaming alone (simulated, an RTX 3070, a step of one 64 x 64 plane): 35,900 cycles where the
-// tile takes 17,700, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
+// tile takes 17,200, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
 // first, each of the four maps by threads of its own, 18,000. Registers: 168 a thread for streaming,
 // 64 for tile.
 //
@@ -488,32 +488,20 @@ class Block {
     return c;
   }
 
-  // the pixels that a pivot may be made of; false where they are masked and have no part in anything
-  SSIM_DEVICE bool pivot_pixels(const Column& c, int column_x, int k, A& a, A& b) const {
-    const int y = least(pivot_place(y0_, y1_, k), g_.h - 1);
-    const int x = least(pivot_place(x0_, x1_, k), g_.w - 1) - column_x;
-    a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
-    b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
-    return !has_mask() || c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0);
-  }
-
-  // What is taken away from all of the tile: bright flat areas keep their digits. Where every window
-  // sees the zeros over the edge there is nothing to gain.
+  // A pixel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
+  // window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
     Pivot<A> pivot;
-    if (has_mask() || (g_.h > halo_y() && g_.w > halo_x())) {
-      A a[kTypicalTries], b[kTypicalTries];
-      bool all = true;
-#pragma unroll
-      for (int k = 0; k < kTypicalTries; ++k) {
-        if (!pivot_pixels(c, column_x, k, a[k], b[k])) all = false;
-      }
-      bool found = all && pivot.offer(a, b, p_.inverse_range);
+    const bool is_large = g_.h > halo_y() && g_.w > halo_x();
 #pragma unroll 1
-      for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
-        found =
-            pivot_pixels(c, column_x, k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);
-      }
+    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
+      const int y = least(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), g_.h - 1);
+      const int x = least(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), g_.w - 1) - column_x;
+      // a masked pixel has no part in anything
+      if (has_mask() && !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0))) continue;
+      const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
+      const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
+      if (pivot.offer(a, b, p_.inverse_range)) break;
     }
     c.pivot_input = pivot.input * p_.inverse_range;
     c.pivot_target = pivot.target * p_.inverse_range;
@@ -1201,10 +1189,7 @@ class Block {
       }
       if (p_.value != nullptr) {
         __threadfence();
-        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) {
-          __threadfence();  // this thread's, so that it orders what all of the block read next
-          *flag() = 1;
-        }
+        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) *flag() = 1;
       }
     }
   }
@@ -1212,6 +1197,7 @@ class Block {
   SSIM_DEVICE void finish_value() {
     __syncthreads();
     if (*flag() == 0) return;
+    __threadfence();
     if (thread() == 0) *p_.arrived = 0;
     auto* sums = reinterpret_cast<ExactSum<A>*>(moments_);
     if (!has_terms()) {

@@ -291,54 +291,42 @@ class VolumeBlock {
 
   // ---- pixels ----
 
-  // the voxels that a pivot may be made of; false where they are masked and have no part in anything
-  SSIM_DEVICE bool pivot_voxels(int k, A& a, A& b) const {
-    int at[3];
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      // a window of 'valid' padding starts where it is counted
-      const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
-      at[axis] =
-          least(pivot_place(place_->begin[axis], place_->end[axis], k) + ahead, g_.size[axis] - 1);
-    }
-    a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
-    b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
-    return !has_mask() || seen(at[kZ], at[kY], at[kX]) > A(0);
-  }
-
-  // What is taken away from all of the tile: bright flat areas keep their digits. Where every window
-  // sees the zeros over the edge there is nothing to gain.
+  // A voxel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
+  // window sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots() {
     Pivot<A> pivot;
     const bool is_large =
         g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX];
-    if (has_mask() || is_large) {
-      A a[kTypicalTries], b[kTypicalTries];
-      bool all = true;
-#pragma unroll
-      for (int k = 0; k < kTypicalTries; ++k) {
-        if (!pivot_voxels(k, a[k], b[k])) all = false;
-      }
-      bool found = all && pivot.offer(a, b, p_.inverse_range);
 #pragma unroll 1
-      for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
-        found = pivot_voxels(k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);
+    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
+      int at[3];
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) {
+        const int begin = place_->begin[axis], end = place_->end[axis];
+        // a window of 'valid' padding starts where it is counted
+        const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
+        at[axis] =
+            least(k == 0 ? (begin + end) / 2 + ahead : part_of(begin, end, k), g_.size[axis] - 1);
       }
+      // a masked voxel has no part in anything
+      if (has_mask() && !(seen(at[kZ], at[kY], at[kX]) > A(0))) continue;
+      const A a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
+      const A b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
+      if (pivot.offer(a, b, p_.inverse_range)) break;
     }
-    pivots_[0] = pivot.input * p_.inverse_range;
-    pivots_[1] = pivot.target * p_.inverse_range;
-    pivots_[2] = (pivot.input - pivot.target) * p_.inverse_range;
-    pivots_[3] = pivots_[0] + pivots_[1];
+    pivots_[0] = pivot.input;
+    pivots_[1] = pivot.target;
+    pivots_[2] = pivot.input - pivot.target;
   }
-  SSIM_DEVICE A pivot_u() const { return pivots_[3]; }
-  SSIM_DEVICE A pivot_v() const { return pivots_[2]; }
+  SSIM_DEVICE A pivot_u() const { return (pivots_[0] + pivots_[1]) * p_.inverse_range; }
+  SSIM_DEVICE A pivot_v() const { return pivots_[2] * p_.inverse_range; }
 
   // u and v of two pixels, pivots taken away: x + y would round away the digits of large pixels, so
   // pivots come first there; x - y is exact for volumes that are near each other
   SSIM_DEVICE Pack<A, 2> sum_and_difference(T input, T target) const {
     const A a = to_arithmetic(input), b = to_arithmetic(target);
-    return {{fma(a, p_.inverse_range, -pivots_[0]) + fma(b, p_.inverse_range, -pivots_[1]),
-             fma(a - b, p_.inverse_range, -pivots_[2])}};
+    return {{((a - pivots_[0]) + (b - pivots_[1])) * p_.inverse_range,
+             ((a - b) - pivots_[2]) * p_.inverse_range}};
   }
 
   SSIM_DEVICE static Statistics<A> statistics(A u, A v) { return {{u, v, u * u, v * v}}; }
@@ -717,12 +705,12 @@ class VolumeBlock {
       if (p_.value != nullptr) {
         __threadfence();
         const Int64 arrived = Int64(atomicAdd(p_.arrived, 1u)) + 1;
-        __threadfence();  // this thread's, so that it orders what all of the block read next
         *flag() = arrived == g_.parts() ? 1u : 0u;
       }
     }
     __syncthreads();
     if (*flag() == 0) return;
+    __threadfence();
     const double sum = sum_parts(p_.parts, g_.parts(), sums, threads());
     if (thread() == 0) {
       p_.arrived[0] = 0;

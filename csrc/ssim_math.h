@@ -29,28 +29,21 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
-// Where a pivot is looked for along an axis of a tile: near both ends and in the middle, then after one
-// sixteenth of it, two ... fifteen.
-constexpr int kPivotTries = 18, kTypicalTries = 3;
+// Where a pivot is looked for: at the centre of a tile, then after one sixteenth of it, two ...
+// fifteen, along a diagonal.
+constexpr int kPivotTries = 16;
 template <typename Int>
-SSIM_HOST_DEVICE Int pivot_place(Int begin, Int end, int k) {
-  const int part = k < kTypicalTries ? 2 + 6 * k : k - kTypicalTries + 1;
-  return begin + static_cast<Int>(static_cast<long long>(end - begin) * part / 16);
+SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {
+  return begin + static_cast<Int>(static_cast<long long>(end - begin) * k / kPivotTries);
 }
 
-// What is taken away from all pixels of a tile, of each image: flat areas keep the digits of what it is
-// near, so it is the median of three pixels, and not a bright spot on dark ground. Where one of them
-// is not finite or the median far out of the data range, as a mark for "nothing here" may be, it is the
-// first pixel that is not; and where there is none, the least, which takes fewest digits.
+// The pixel that is taken away from all of a tile: the first that is finite and not far out of the
+// data range. One that is, a highlight or a mark for "nothing here", would take the digits of all
+// others with it; where there are no other ones, the least takes fewest.
 template <typename T>
 struct Pivot {
   T input = T(0), target = T(0);  // in the images' units
   T size = T(1e38);               // of the larger
-
-  SSIM_HOST_DEVICE static T median(const T (&x)[kTypicalTries]) {
-    const T low = x[0] < x[1] ? x[0] : x[1], high = x[0] < x[1] ? x[1] : x[0];
-    return x[2] < low ? low : x[2] < high ? x[2] : high;
-  }
 
   // whether there is nothing to look for any more
   SSIM_HOST_DEVICE bool offer(T a, T b, T inverse_range) {
@@ -60,12 +53,6 @@ struct Pivot {
     target = b;
     size = size_a > size_b ? size_a : size_b;
     return size * inverse_range < T(1.25);  // a network may overshoot a little
-  }
-  SSIM_HOST_DEVICE bool offer(const T (&a)[kTypicalTries], const T (&b)[kTypicalTries],
-                              T inverse_range) {
-    const T zero =
-        T(0) * ((a[0] + a[1] + a[2]) + (b[0] + b[1] + b[2]));  // NaN if one is not finite
-    return zero < T(1) && offer(median(a), median(b), inverse_range);
   }
 };
 

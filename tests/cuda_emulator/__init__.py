@@ -299,8 +299,6 @@ def check_highlight(native, cut) -> None:
         x, y = (offset + image for image in pictures((1, 1, 32, 40)))
         x[0, 0, 16, 10::10] = 1000  # the centres, also of two tiles
         check(native, "gradient", x, y, (11, 1.5), cut=cut)
-        x[0, 0, 4, [2, 5, 22]] = 1000  # the median of three, too
-        check(native, "gradient", x, y, (11, 1.5), cut=cut)
 
 
 def check_unpool(native, shape, offset, dtype=torch.float32, in_place=False) -> None:

@@ -107,9 +107,9 @@ MUTATIONS = {
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
-    "a pivot far out of range": Mutation(
-        "pivot_pixels(c, column_x, k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);",
-        "true;",
+    "any pixel as pivot": Mutation(
+        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    c.pivot_input",
+        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    c.pivot_input",
     ),
     "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
     "kind ignored in the gradient": Mutation(
@@ -293,8 +293,9 @@ VOLUME_MUTATIONS = {
     "gradients of the last slices missing": Mutation(
         "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
     ),
-    "a pivot far out of range": Mutation(
-        "pivot_voxels(k, a[0], b[0]) && pivot.offer(a[0], b[0], p_.inverse_range);", "true;"
+    "any voxel as pivot": Mutation(
+        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    pivots_[0]",
+        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    pivots_[0]",
     ),
     "pivot not added back": Mutation(
         "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"

@@ -160,7 +160,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     loss. torch.compile and torch.func need the whole of it.
     """
     if _is_recorded():
-        return _recorded(function.forward, *arguments)
+        return _call(function.forward, *arguments)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
@@ -188,10 +188,13 @@ def _is_recorded() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def _recorded(function: Callable, *arguments: Any) -> Any:
+def _call(function: Callable, *arguments: Any) -> Any:
+    """Operators without the Python of their own gradients: it costs microseconds, and a trace would
+    hold it.
+    """
     if torch.compiler.is_compiling():
         return function(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # whose Python a trace would call
+    with torch._C._AutoDispatchBelowAutograd():
         return function(*arguments)
 
 
@@ -212,9 +215,7 @@ def scalar_loss(request: Request, term_weights: tuple[float, ...] = ()) -> Tenso
     needed = _needed(request)
     if any(needed):
         return _apply(_ScalarLoss, *request, term_weights, *needed)[0]
-    call = torch.ops.ssim_fused.loss.default
-    arguments = (*_loss_arguments(request), term_weights)
-    return _recorded(call, *arguments) if _is_recorded() else call(*arguments)
+    return _call(torch.ops.ssim_fused.loss.default, *_loss_arguments(request), term_weights)
 
 
 class _ScalarLoss(torch.autograd.Function):
@@ -223,8 +224,12 @@ class _ScalarLoss(torch.autograd.Function):
         input, target, settings, share, mask, coverage, term_weights, need_input, need_target
     ):
         request = Request(input, target, settings, share, mask, coverage)
-        value, grad_input, grad_target = torch.ops.ssim_fused.loss_and_gradients.default(
-            *_loss_arguments(request), term_weights, need_input, need_target
+        value, grad_input, grad_target = _call(
+            torch.ops.ssim_fused.loss_and_gradients.default,
+            *_loss_arguments(request),
+            term_weights,
+            need_input,
+            need_target,
         )
         return value, grad_input if need_input else None, grad_target if need_target else None
 
@@ -278,7 +283,7 @@ class _ScalarLoss(torch.autograd.Function):
 
 def _per_plane(request: Request) -> Tensor:
     """[N, C]: means of the planes, or the sums of their windows' shares."""
-    planes = torch.ops.ssim_fused.loss.default(*_loss_arguments(request, PLANE), ())
+    planes = _call(torch.ops.ssim_fused.loss.default, *_loss_arguments(request, PLANE), ())
     return planes if request.share is None else planes * _windows(request)
 
 
@@ -295,8 +300,13 @@ class _MapLoss(torch.autograd.Function):
     def forward(input, target, settings, share, mask, coverage):
         request = Request(input, target, settings, share, mask, coverage)
         if settings.reduction == "none":
-            return torch.ops.ssim_fused.loss_map.default(
-                input, target, mask, coverage, *_arguments(settings, input)
+            return _call(
+                torch.ops.ssim_fused.loss_map.default,
+                input,
+                target,
+                mask,
+                coverage,
+                *_arguments(settings, input),
             )
         planes = _per_plane(request)
         if settings.reduction == "channel":
@@ -326,7 +336,8 @@ class _MapLoss(torch.autograd.Function):
                 grad_map = grad_map / (planes * _windows(request))
             grad_map = spread(grad_map, input, request.map_shape(), request.share)
         need_input, need_target = ctx.needs_input_grad[:2]
-        grad_input, grad_target = torch.ops.ssim_fused.loss_backward.default(
+        grad_input, grad_target = _call(
+            torch.ops.ssim_fused.loss_backward.default,
             grad_map,
             input,
             target,
@@ -348,8 +359,14 @@ class _MapLoss(torch.autograd.Function):
 class _ScaleLoss(torch.autograd.Function):
     @staticmethod
     def forward(input, target, settings, offset, need_input, need_target):
-        *made, grad_input, grad_target = torch.ops.ssim_fused.loss_and_pool.default(
-            input, target, offset, *_arguments(settings, input), need_input, need_target
+        *made, grad_input, grad_target = _call(
+            torch.ops.ssim_fused.loss_and_pool.default,
+            input,
+            target,
+            offset,
+            *_arguments(settings, input),
+            need_input,
+            need_target,
         )
         return *made, grad_input if need_input else None, grad_target if need_target else None
 
@@ -393,9 +410,9 @@ def _unpool(
 ) -> Tensor:
     # as in _ScalarLoss: what was saved is handed out where nobody asks for it again
     if last and type(grad) is Tensor:
-        torch.ops.ssim_fused.unpool_.default(grad, factor, grad_pooled, offset)
+        _call(torch.ops.ssim_fused.unpool_.default, grad, factor, grad_pooled, offset)
         return grad
-    return torch.ops.ssim_fused.unpool.default(grad, factor, grad_pooled, offset)
+    return _call(torch.ops.ssim_fused.unpool.default, grad, factor, grad_pooled, offset)
 
 
 def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

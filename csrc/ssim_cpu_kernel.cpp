@@ -502,7 +502,9 @@ class Item {
       const A range = static_cast<A>(p_.inverse_range);
       A a[3], b[3];
       bool all = true;
-      for (int k = 0; k < 3; ++k) all = pivot_pixels(mask, 2 + 6 * k, a[k], b[k]) && all;
+      for (int k = 0; k < 3; ++k) {  // near both ends and in the middle
+        all = pivot_pixels(mask, 2 + 6 * k, a[k], b[k]) && all;
+      }
       const A zero = A(0) * ((a[0] + a[1] + a[2]) + (b[0] + b[1] + b[2]));  // or NaN
       bool found = all && zero < A(1) &&
                    pivot.offer(median(a[0], a[1], a[2]), median(b[0], b[1], b[2]), range);

@@ -18,21 +18,18 @@ from ._request import MEAN, PLANE, accumulate_dtype, is_half
 _SECOND = "ssim_fused: an exported or traced program has no second derivatives of the loss"
 
 
-def of_stored(input: Tensor, windows: int, term_weights: tuple[float, ...]) -> float:
-    """What stored gradients of float16's mean are multiplied with.
+def of_stored(windows: int, term_weights: tuple[float, ...]) -> float:
+    """What stored gradients of a mean of float16 images are multiplied with.
 
     As Reduction::stored_for() in csrc/ssim_operators.h has stored them.
     """
-    if input.dtype != torch.float16:
-        return 1.0
     largest = max(map(abs, term_weights)) if term_weights else 1.0
     return (largest or 1.0) / windows
 
 
-def spread(grad: Tensor, input: Tensor, shape: list[int], share: Tensor | None) -> Tensor:
-    """The gradient by the map, of the gradient by each plane's loss, [N, C] or [N, 1]."""
-    grad = grad.to(accumulate_dtype(input))
-    grad = grad[(..., *(None,) * (input.dim() - 2))].expand(shape)
+def spread(grad: Tensor, shape: list[int], share: Tensor | None) -> Tensor:
+    """The gradient by a map of that shape, of the one by each plane's loss, [N, C] or [N, 1]."""
+    grad = grad[(..., *(None,) * (len(shape) - 2))].expand(shape)
     return grad if share is None else grad * share
 
 
@@ -70,7 +67,7 @@ def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tenso
     shape = _map_shape(input, settings)
     windows = math.prod(shape[2:])
     if reduction == PLANE:
-        grad_map = spread(grad_value / windows, input, shape, share)
+        grad_map = spread(grad_value / windows, shape, share)
         grads = torch.ops.ssim_fused.loss_backward.default(
             grad_map, input, target, mask, coverage, *settings, *needs
         )
@@ -81,9 +78,9 @@ def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tenso
         )
     if term_weights:
         grad_value = grad_value[0]  # of the sum alone
-    if reduction == MEAN:
+    if input.dtype == torch.float16 and reduction == MEAN:
         planes = input.shape[0] * input.shape[1]
-        grad_value = grad_value * of_stored(input, planes * windows, term_weights)
+        grad_value = grad_value * of_stored(planes * windows, term_weights)
     grads = (grad * grad_value.to(grad.dtype) for grad in made)
     return *_wanted(needs, grads), *nothing
 

@@ -160,7 +160,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     loss. torch.compile and torch.func need the whole of it.
     """
     if _is_recorded():
-        return _call(function.forward, *arguments)
+        return function.forward(*arguments)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
@@ -188,14 +188,14 @@ def _is_recorded() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def _call(function: Callable, *arguments: Any) -> Any:
-    """Operators without the Python of their own gradients: it costs microseconds, and a trace would
+def _call(operator: Callable, *arguments: Any) -> Any:
+    """An operator without the Python of its own gradient: it costs microseconds, and a trace would
     hold it.
     """
     if torch.compiler.is_compiling():
-        return function(*arguments)
+        return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return function(*arguments)
+        return operator(*arguments)
 
 
 def _needed(request: Request) -> list[bool]:
@@ -266,7 +266,7 @@ class _ScalarLoss(torch.autograd.Function):
         if input.dtype == torch.float16 and settings.reduction == "mean":
             planes = input.shape[0] * input.shape[1]
             windows = planes * _windows(Request(input, target, settings))
-            grad_value = grad_value * of_stored(input, windows, ctx.term_weights)
+            grad_value = grad_value * of_stored(windows, ctx.term_weights)
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
         last = _may_write_to_saved(ctx, grad_value)
         if last and _is_one(grad_value):
@@ -334,7 +334,7 @@ class _MapLoss(torch.autograd.Function):
             if request.share is None:
                 planes = input.shape[1] if ctx.settings.reduction == "image" else 1
                 grad_map = grad_map / (planes * _windows(request))
-            grad_map = spread(grad_map, input, request.map_shape(), request.share)
+            grad_map = spread(grad_map, request.map_shape(), request.share)
         need_input, need_target = ctx.needs_input_grad[:2]
         grad_input, grad_target = _call(
             torch.ops.ssim_fused.loss_backward.default,

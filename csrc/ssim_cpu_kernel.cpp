@@ -472,11 +472,11 @@ class Item {
   }
 
   // the pixels that a pivot may be made of; false where they are masked and have no part in anything
-  bool pivot_pixels(const A* mask, int part, A& a, A& b) const {
+  bool pivot_pixels(const A* mask, int k, A& a, A& b) const {
     // not the item's slice: all slices of a gradient have one pivot
-    const int64_t z = part_of(int64_t{0}, p_.d, part);
-    const int64_t y = smaller(part_of(y0_, y1_, part), p_.h - 1);
-    const int64_t x = smaller(part_of(x0_, x1_, part), p_.w - 1);
+    const int64_t z = pivot_place(int64_t{0}, p_.d, k);
+    const int64_t y = smaller(pivot_place(y0_, y1_, k), p_.h - 1);
+    const int64_t x = smaller(pivot_place(x0_, x1_, k), p_.w - 1);
     const auto pixel = [&](auto* image, const Image& of) {
       return to_arithmetic(image[z * of.stride_d + y * of.stride_h + x * of.stride_w]);
     };
@@ -485,33 +485,16 @@ class Item {
     return mask == nullptr || pixel(mask, p_.mask) > 0;
   }
 
-  static A median(A x, A y, A z) {
-    const A low = x < y ? x : y, high = x < y ? y : x;
-    return z < low ? low : z < high ? z : high;
-  }
-
-  // What is taken away from all of the item: the median of three pixels, of each image, and not a
-  // bright spot on dark ground, which would cost the ground's digits. Where every window reaches over
-  // the edge, the zeros outside make the variance large: there is nothing to gain, and a pivot would
-  // cost digits of the mean.
+  // What is taken away from all of the item. Where every window reaches over the edge, the zeros
+  // outside make the variance large: there is nothing to gain, and a pivot would cost digits of the
+  // mean.
   void choose_pivot() {
     Pivot<A> pivot;
     const A* mask = kGeneral && p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
     const bool is_small = p_.d < p_.z.taps || p_.h < p_.y.taps || p_.w < p_.x.taps;
     if (mask != nullptr || !is_small) {
-      const A range = static_cast<A>(p_.inverse_range);
-      A a[3], b[3];
-      bool all = true;
-      for (int k = 0; k < 3; ++k) {  // near both ends and in the middle
-        all = pivot_pixels(mask, 2 + 6 * k, a[k], b[k]) && all;
-      }
-      const A zero = A(0) * ((a[0] + a[1] + a[2]) + (b[0] + b[1] + b[2]));  // or NaN
-      bool found = all && zero < A(1) &&
-                   pivot.offer(median(a[0], a[1], a[2]), median(b[0], b[1], b[2]), range);
-      for (int k = 0; k < kPivotTries && !found; ++k) {
-        const int part = k == 0 ? kPivotTries / 2 : k;
-        found = pivot_pixels(mask, part, a[0], b[0]) && pivot.offer(a[0], b[0], range);
-      }
+      const auto pixels = [&](int k, A& a, A& b) { return pivot_pixels(mask, k, a, b); };
+      pivot.choose(pixels, static_cast<A>(p_.inverse_range));
     }
     pivot_input_ = pivot.input;
     pivot_target_ = pivot.target;

@@ -65,6 +65,29 @@ SSIM_HOST_DEVICE constexpr int derivative_maps(Task task) {
                                                             : 4;
 }
 
+#if !defined(__CUDACC_RTC__)
+
+// Calls f.operator()<kTask>() with a task that the compiler knows.
+template <typename F>
+void with_task(Task task, F&& f) {
+  switch (task) {
+    case Task::value:
+      return f.template operator()<Task::value>();
+    case Task::map:
+      return f.template operator()<Task::map>();
+    case Task::gradient:
+      return f.template operator()<Task::gradient>();
+    case Task::gradients:
+      return f.template operator()<Task::gradients>();
+    case Task::backward:
+      return f.template operator()<Task::backward>();
+    case Task::backwards:
+      return f.template operator()<Task::backwards>();
+  }
+}
+
+#endif  // host
+
 SSIM_HOST_DEVICE constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
 SSIM_HOST_DEVICE constexpr int round_up_4(int x) { return round_up(x, 4); }
 SSIM_HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }

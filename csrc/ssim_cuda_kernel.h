@@ -20,9 +20,8 @@
 //                tile, from pixels in shared memory, each read once. Hundreds of threads with 2
 //                rows and 2 windows each, so every warp's way through the four phases is short.
 //     any        as streaming, with a number of taps that only the launch knows: rows are read
-//     again
-//                from memory and from a shared history in place of registers. Also for double, and
-//                for masked images.
+//                again from memory and from a shared history in place of registers. Also for
+//                double, and for masked images.
 //
 // Counted for streaming, 11 taps and float32, for each pixel of a gradient, halos left out: 154
 // multiply-adds and 120 other instructions; 24 words of shared memory read (14 by
@@ -33,7 +32,7 @@
 //     the shared memory a column, so a third of the threads that fit;
 //   - fused-ssim's one pixel a thread: about 120 words, and four maps stored and read again.
 // Streaming alone (simulated, an RTX 3070, a step of one 64 x 64 plane): 35,900 cycles where the
-// tile takes 17,200, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
+// tile takes 17,700, two thirds of it waiting. Tried for the tile too, and no faster: rows filtered
 // first, each of the four maps by threads of its own, 18,000. Registers: 168 a thread for streaming,
 // 64 for tile.
 //
@@ -170,20 +169,7 @@ void dispatch(Task task, const Problem<A>& p, Launch&& launch) {
       with_extra.template operator()<Layout::any, kTask>();
     }
   };
-  switch (task) {
-    case Task::value:
-      return with_layout.template operator()<Task::value>();
-    case Task::map:
-      return with_layout.template operator()<Task::map>();
-    case Task::gradient:
-      return with_layout.template operator()<Task::gradient>();
-    case Task::gradients:
-      return with_layout.template operator()<Task::gradients>();
-    case Task::backward:
-      return with_layout.template operator()<Task::backward>();
-    case Task::backwards:
-      return with_layout.template operator()<Task::backwards>();
-  }
+  with_task(task, with_layout);
 }
 
 #endif  // host
@@ -488,20 +474,22 @@ class Block {
     return c;
   }
 
-  // A pixel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
-  // window sees the zeros over the edge there is nothing to gain.
+  // the pixels that a pivot may be made of; false where they are masked and have no part in anything
+  SSIM_DEVICE bool pivot_pixels(const Column& c, int column_x, int k, A& a, A& b) const {
+    const int y = least(pivot_place(y0_, y1_, k), g_.h - 1);
+    const int x = least(pivot_place(x0_, x1_, k), g_.w - 1) - column_x;
+    a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
+    b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
+    return !has_mask() || c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0);
+  }
+
+  // What is taken away from all of the tile: bright flat areas keep their digits. Where every window
+  // sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots(Column& c, int column_x) const {
     Pivot<A> pivot;
-    const bool is_large = g_.h > halo_y() && g_.w > halo_x();
-#pragma unroll 1
-    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
-      const int y = least(k == 0 ? (y0_ + y1_) / 2 : part_of(y0_, y1_, k), g_.h - 1);
-      const int x = least(k == 0 ? (x0_ + x1_) / 2 : part_of(x0_, x1_, k), g_.w - 1) - column_x;
-      // a masked pixel has no part in anything
-      if (has_mask() && !(c.mask[y * p_.mask_stride[2] + x * p_.mask_stride[3]] > A(0))) continue;
-      const A a = to_arithmetic(c.input[y * p_.input_stride[2] + x * p_.input_stride[3]]);
-      const A b = to_arithmetic(c.target[y * p_.target_stride[2] + x * p_.target_stride[3]]);
-      if (pivot.offer(a, b, p_.inverse_range)) break;
+    if (has_mask() || (g_.h > halo_y() && g_.w > halo_x())) {
+      const auto pixels = [&](int k, A& a, A& b) { return pivot_pixels(c, column_x, k, a, b); };
+      pivot.choose(pixels, p_.inverse_range);
     }
     c.pivot_input = pivot.input * p_.inverse_range;
     c.pivot_target = pivot.target * p_.inverse_range;
@@ -1189,7 +1177,10 @@ class Block {
       }
       if (p_.value != nullptr) {
         __threadfence();
-        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) *flag() = 1;
+        if (atomicAdd(p_.arrived, 1u) + 1 == g_.parts()) {
+          __threadfence();  // this thread's, so that it orders what all of the block read next
+          *flag() = 1;
+        }
       }
     }
   }
@@ -1197,7 +1188,6 @@ class Block {
   SSIM_DEVICE void finish_value() {
     __syncthreads();
     if (*flag() == 0) return;
-    __threadfence();
     if (thread() == 0) *p_.arrived = 0;
     auto* sums = reinterpret_cast<ExactSum<A>*>(moments_);
     if (!has_terms()) {

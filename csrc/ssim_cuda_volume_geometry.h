@@ -18,8 +18,7 @@ SSIM_HOST_DEVICE constexpr int volume_pixels(int bytes) { return volume_tile(byt
 SSIM_HOST_DEVICE constexpr int volume_threads(int bytes) { return bytes == 4 ? 352 : 256; }
 // windows of a column that a thread keeps on the way through the slices
 SSIM_HOST_DEVICE constexpr int volume_own(int bytes) { return bytes == 4 ? 2 : 1; }
-// rows of pixels that its threads read at once
-SSIM_HOST_DEVICE constexpr int volume_load_rows(int) { return 9; }
+constexpr int kVolumeLoadRows = 9;  // of pixels, that a block's threads read at once
 // neighbours of a row that a thread filters across: of moments, of derivatives
 SSIM_HOST_DEVICE constexpr int volume_run(int bytes) { return bytes == 4 ? 3 : 2; }
 SSIM_HOST_DEVICE constexpr int volume_gradient_run(int bytes, int maps) {
@@ -37,7 +36,7 @@ SSIM_HOST_DEVICE constexpr bool volume_phases_fit(int bytes) {
   const int pixels = volume_pixels(bytes), windows = volume_windows(bytes);
   const int tile = volume_tile(bytes), threads = volume_threads(bytes), run = volume_run(bytes);
   const int runs = (windows + run - 1) / run;
-  return pixels * volume_load_rows(bytes) <= threads && pixels * runs <= threads &&
+  return pixels * kVolumeLoadRows <= threads && pixels * runs <= threads &&
          runs * run <= volume_moments_row(bytes) &&
          runs * run + kFastTaps - 1 <= volume_pixels_row(bytes) &&
          windows % volume_own(bytes) == 0 && windows * windows / volume_own(bytes) <= threads &&

@@ -96,20 +96,7 @@ void dispatch_volume(Task task, const VolumeGeometry& g, Launch&& launch) {
       launch.template operator()<false, kTask>();
     }
   };
-  switch (task) {
-    case Task::value:
-      return with_taps.template operator()<Task::value>();
-    case Task::map:
-      return with_taps.template operator()<Task::map>();
-    case Task::gradient:
-      return with_taps.template operator()<Task::gradient>();
-    case Task::gradients:
-      return with_taps.template operator()<Task::gradients>();
-    case Task::backward:
-      return with_taps.template operator()<Task::backward>();
-    case Task::backwards:
-      return with_taps.template operator()<Task::backwards>();
-  }
+  with_task(task, with_taps);
 }
 
 #endif  // host
@@ -149,8 +136,7 @@ class VolumeBlock {
   static constexpr int kWindows = volume_windows(kBytes), kPixels = volume_pixels(kBytes);
   static constexpr int kOwn = volume_own(kBytes), kRun = volume_run(kBytes);
   static constexpr int kRuns = (kWindows + kRun - 1) / kRun;
-  static constexpr int kLoadRows = volume_load_rows(kBytes);
-  static constexpr int kLoads = (kPixels + kLoadRows - 1) / kLoadRows;
+  static constexpr int kLoads = (kPixels + kVolumeLoadRows - 1) / kVolumeLoadRows;
   // unfinished gradients lie in registers; a double's are full of unfinished windows
   static constexpr bool kKeeps = kFast && kMaps > 0 && kBytes == 4;
   // the next pixels are on their way while these are filtered, but where weights need the room
@@ -291,28 +277,30 @@ class VolumeBlock {
 
   // ---- pixels ----
 
-  // A voxel of the tile, taken away from all of it: bright flat areas keep their digits. Where every
-  // window sees the zeros over the edge there is nothing to gain.
+  // the voxels that a pivot may be made of; false where they are masked and have no part in anything
+  SSIM_DEVICE bool pivot_voxels(int k, A& a, A& b) const {
+    int at[3];
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      // a window of 'valid' padding starts where it is counted
+      const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
+      at[axis] =
+          least(pivot_place(place_->begin[axis], place_->end[axis], k) + ahead, g_.size[axis] - 1);
+    }
+    a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
+    b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
+    return !has_mask() || seen(at[kZ], at[kY], at[kX]) > A(0);
+  }
+
+  // What is taken away from all of the tile: bright flat areas keep their digits. Where every window
+  // sees the zeros over the edge there is nothing to gain.
   SSIM_DEVICE void choose_pivots() {
     Pivot<A> pivot;
     const bool is_large =
         g_.size[kZ] >= g_.taps[kZ] && g_.size[kY] >= g_.taps[kY] && g_.size[kX] >= g_.taps[kX];
-#pragma unroll 1
-    for (int k = 0; k < kPivotTries && (has_mask() || is_large); ++k) {
-      int at[3];
-#pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
-        const int begin = place_->begin[axis], end = place_->end[axis];
-        // a window of 'valid' padding starts where it is counted
-        const int ahead = kMaps == 0 && g_.pad[axis] == 0 ? halo(axis) / 2 : 0;
-        at[axis] =
-            least(k == 0 ? (begin + end) / 2 + ahead : part_of(begin, end, k), g_.size[axis] - 1);
-      }
-      // a masked voxel has no part in anything
-      if (has_mask() && !(seen(at[kZ], at[kY], at[kX]) > A(0))) continue;
-      const A a = to_arithmetic(input()[offset(p_.input_stride, at[kZ], at[kY], at[kX])]);
-      const A b = to_arithmetic(target()[offset(p_.target_stride, at[kZ], at[kY], at[kX])]);
-      if (pivot.offer(a, b, p_.inverse_range)) break;
+    if (has_mask() || is_large) {
+      const auto voxels = [&](int k, A& a, A& b) { return pivot_voxels(k, a, b); };
+      pivot.choose(voxels, p_.inverse_range);
     }
     pivots_[0] = pivot.input;
     pivots_[1] = pivot.target;
@@ -339,7 +327,7 @@ class VolumeBlock {
     const int row = thread() / kPixels;
     const int x = place_->first[kX] - g_.pad[kX] + thread() - row * kPixels;
     int y = place_->first[kY] - g_.pad[kY] + row;
-    const bool is_needed = row < kLoadRows && is_within(z, g_.size[kZ]) &&
+    const bool is_needed = row < kVolumeLoadRows && is_within(z, g_.size[kZ]) &&
                            is_within(x, g_.size[kX]) && x < place_->last[kX] - g_.pad[kX] + kHalo;
     const T* from_input = input() + offset(p_.input_stride, z, y, x);
     const T* from_target = target() + offset(p_.target_stride, z, y, x);
@@ -350,9 +338,9 @@ class VolumeBlock {
         input_[i] = *from_input;
         target_[i] = *from_target;
       }
-      y += kLoadRows;
-      from_input += kLoadRows * p_.input_stride[3];
-      from_target += kLoadRows * p_.target_stride[3];
+      y += kVolumeLoadRows;
+      from_input += kVolumeLoadRows * p_.input_stride[3];
+      from_target += kVolumeLoadRows * p_.target_stride[3];
     }
   }
 
@@ -362,8 +350,9 @@ class VolumeBlock {
                      (thread() - row * kPixels);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      if (row < kLoadRows && row + i * kLoadRows < kPixels) {
-        to[i * kLoadRows * volume_pixels_row(kBytes)] = sum_and_difference(input_[i], target_[i]);
+      if (row < kVolumeLoadRows && row + i * kVolumeLoadRows < kPixels) {
+        to[i * kVolumeLoadRows * volume_pixels_row(kBytes)] =
+            sum_and_difference(input_[i], target_[i]);
       }
     }
   }
@@ -705,12 +694,12 @@ class VolumeBlock {
       if (p_.value != nullptr) {
         __threadfence();
         const Int64 arrived = Int64(atomicAdd(p_.arrived, 1u)) + 1;
+        __threadfence();  // this thread's, so that it orders what all of the block read next
         *flag() = arrived == g_.parts() ? 1u : 0u;
       }
     }
     __syncthreads();
     if (*flag() == 0) return;
-    __threadfence();
     const double sum = sum_parts(p_.parts, g_.parts(), sums, threads());
     if (thread() == 0) {
       p_.arrived[0] = 0;

@@ -16,8 +16,10 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define SSIM_HOST_DEVICE __host__ __device__ __forceinline__
+#define SSIM_ROLLED _Pragma("unroll 1")
 #else
 #define SSIM_HOST_DEVICE inline __attribute__((always_inline))
+#define SSIM_ROLLED
 #endif
 
 namespace ssim_fused {
@@ -29,24 +31,47 @@ struct Moments {
   T square_u, square_v;  // G*(u - pivot_u)^2, G*(v - pivot_v)^2
 };
 
-// Where a pivot is looked for: at the centre of a tile, then after one sixteenth of it, two ...
-// fifteen, along a diagonal.
-constexpr int kPivotTries = 16;
+// Where a pivot is looked for along an axis of a tile: near both ends and in the middle, then after one
+// sixteenth of it, two ... fifteen.
+constexpr int kPivotTries = 18, kTypicalTries = 3;
 template <typename Int>
-SSIM_HOST_DEVICE Int part_of(Int begin, Int end, int k) {
-  return begin + static_cast<Int>(static_cast<long long>(end - begin) * k / kPivotTries);
+SSIM_HOST_DEVICE Int pivot_place(Int begin, Int end, int k) {
+  const int part = k < kTypicalTries ? 2 + 6 * k : k - kTypicalTries + 1;
+  return begin + static_cast<Int>(static_cast<long long>(end - begin) * part / 16);
 }
 
-// The pixel that is taken away from all of a tile: the first that is finite and not far out of the
-// data range. One that is, a highlight or a mark for "nothing here", would take the digits of all
-// others with it; where there are no other ones, the least takes fewest.
+// What is taken away from all pixels of a tile, of each image: flat areas keep the digits of what it is
+// near, so it is the median of three pixels, and not a bright spot on dark ground. Where one of them
+// is masked or not finite, or the median far out of the data range, as a mark for "nothing here" may
+// be, it is the first pixel that is not; and where there is none, the least, which takes fewest digits.
 template <typename T>
 struct Pivot {
   T input = T(0), target = T(0);  // in the images' units
-  T size = T(1e38);               // of the larger
 
-  // whether there is nothing to look for any more
-  SSIM_HOST_DEVICE bool offer(T a, T b, T inverse_range) {
+  // pixels(k, a, b) sets the images' pixels of a place; false where they are masked
+  template <typename Pixels>
+  SSIM_HOST_DEVICE void choose(Pixels&& pixels, T inverse_range) {
+    T a[kTypicalTries], b[kTypicalTries], size = T(1e38);
+    bool all = true;
+    for (int k = 0; k < kTypicalTries; ++k) all = pixels(k, a[k], b[k]) && all;
+    // NaN if one is not finite
+    const T zero = T(0) * ((a[0] + a[1] + a[2]) + (b[0] + b[1] + b[2]));
+    bool found = all && zero < T(1) && take(median(a), median(b), inverse_range, size);
+    SSIM_ROLLED
+    for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
+      found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);
+    }
+  }
+
+ private:
+  SSIM_HOST_DEVICE static T median(const T (&x)[kTypicalTries]) {
+    const T low = x[0] < x[1] ? x[0] : x[1], high = x[0] < x[1] ? x[1] : x[0];
+    return x[2] < low ? low : x[2] < high ? x[2] : high;
+  }
+
+  // Takes what is less than `size`, which is that of the larger then; whether there is nothing to look
+  // for any more.
+  SSIM_HOST_DEVICE bool take(T a, T b, T inverse_range, T& size) {
     const T size_a = a < T(0) ? -a : a, size_b = b < T(0) ? -b : b;
     if (!(size_a < size && size_b < size)) return false;
     input = a;

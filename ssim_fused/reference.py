@@ -36,8 +36,8 @@ def _pivots(
 ) -> tuple[Tensor, Tensor]:
     """What is taken away from each plane, (N, C, 1, ...), so that flat areas keep their digits.
 
-    As in the CPU kernel: the median of three pixels; where one is masked or infinite, or the median
-    far out of the data range, the first pixel that is not, else the least.
+    As csrc/ssim_math.h has it (Pivot): the median of three pixels; where one is masked or infinite,
+    or the median far out of the data range, the first pixel that is not, else the least.
     """
     size = input.shape[2:]
     nothing = input.new_zeros(())

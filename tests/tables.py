@@ -63,7 +63,7 @@ def oracle_map(x: Tensor, y: Tensor, window=(11, 1.5), padding="same", data_rang
     Written apart from the library's reference, which uses another form; meant for float64.
     """
     size, sigma = window
-    axis = torch.arange(size, dtype=x.dtype) - (size - 1) / 2
+    axis = torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2
     taps = torch.exp(-(axis**2) / (2 * sigma**2))
     kernel = torch.outer(taps, taps)
     kernel = (kernel / kernel.sum()).view(1, 1, size, size)

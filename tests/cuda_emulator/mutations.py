@@ -107,9 +107,12 @@ MUTATIONS = {
         "g.derivatives = maps * g.rows() * g.derivatives_row;",
         "g.derivatives = maps * g.rows() * g.derivatives_row - g.derivatives_row;",
     ),
-    "any pixel as pivot": Mutation(
-        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    c.pivot_input",
-        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    c.pivot_input",
+    "the middle pixel as pivot": Mutation(
+        "return x[2] < low ? low : x[2] < high ? x[2] : high;", "return low < high ? x[1] : high;"
+    ),
+    "a pivot far out of range": Mutation(
+        "found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);",
+        "found = true;",
     ),
     "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
     "kind ignored in the gradient": Mutation(
@@ -293,9 +296,9 @@ VOLUME_MUTATIONS = {
     "gradients of the last slices missing": Mutation(
         "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
     ),
-    "any voxel as pivot": Mutation(
-        "if (pivot.offer(a, b, p_.inverse_range)) break;\n    }\n    pivots_[0]",
-        "pivot.offer(a, b, p_.inverse_range);\n      break;\n    }\n    pivots_[0]",
+    "a pivot far out of range": Mutation(
+        "found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);",
+        "found = true;",
     ),
     "pivot not added back": Mutation(
         "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
@@ -337,7 +340,8 @@ def planted(name: str, folder: Path, mutations: dict[str, Mutation]) -> Path:
     mutation = mutations[name]
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
-    found = [file for file in sorted(csrc.glob("ssim_cuda*.h")) if mutation.old in file.read_text()]
+    headers = [*csrc.glob("ssim_cuda*.h"), csrc / "ssim_math.h"]
+    found = [file for file in headers if mutation.old in file.read_text()]
     assert len(found) == 1, f"{name}: in {len(found)} files"
     text = found[0].read_text()
     assert text.count(mutation.old) == 1, f"{name}: found {text.count(mutation.old)} times"

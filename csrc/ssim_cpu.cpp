@@ -144,7 +144,7 @@ Image checked(const Tensor& t, const char* name, const Shape& shape, const Tenso
 
 // the types that the kernel has for a problem: see run_typed in ssim_cpu_kernel.cpp
 void check_type(const Problem& p) {
-  const bool fast = p.y.taps == 11 && p.x.taps == 11 && !p.is_general();
+  const bool fast = p.has_fast_taps() && !p.is_general();
   STD_TORCH_CHECK(fast || p.dtype == Dtype::float32 || p.dtype == Dtype::float64,
                   "ssim_fused: volumes, masked images and windows other than 11 x 11 must be "
                   "float32 or float64");
@@ -229,7 +229,6 @@ void move_image(Image& image, int64_t n, int64_t bytes) {
 
 // A volume's gradient, image by image, so that what lies between its two passes stays small.
 void run_volumes(const Problem& whole) {
-  constexpr int64_t kMaps = 4;
   const int64_t bytes = whole.dtype == Dtype::float64 ? 8 : 4;
   const int64_t adjoint_bytes = whole.c * whole.out_d * kMaps * whole.h * whole.w * bytes;
   std::unique_ptr<char[]> adjoint(new char[adjoint_bytes]);
@@ -247,8 +246,8 @@ void run_volumes(const Problem& whole) {
   }
 }
 
-void run(Problem& p) {
-  cut_items(p);
+// once it is cut into items
+void run(const Problem& p) {
   if (p.wants_grad() && (p.d > 1 || p.z.taps > 1)) return run_volumes(p);
   run_items(p, kernel().run, p.items());
 }
@@ -446,6 +445,7 @@ Tensor loss_map_cpu(Tensor input, Tensor target, Optional mask, Optional coverag
   const ScalarType type = is_whole(input) ? ScalarType::Float : input.scalar_type();
   Tensor map = make_tensor(map_shape(p, input.dim() == 5), type);
   p.map = image_of(map);
+  cut_items(p);
   run(p);
   return map;
 }
@@ -464,7 +464,10 @@ std::tuple<Tensor, Tensor> loss_backward_cpu(Tensor grad_map, Tensor input, Tens
   check_type(p);
   p.weight = checked(grad_map, "grad_map", map_shape(p, input.dim() == 5), input);
   const auto [to_input, to_target] = make_gradients(p, input, target, grad_input, grad_target);
-  if (p.wants_grad()) run(p);
+  if (p.wants_grad()) {
+    cut_items(p);
+    run(p);
+  }
   return {to_input, to_target};
 }
 

@@ -8,6 +8,11 @@
 
 namespace ssim_fused {
 
+constexpr int kFastTaps = 11;  // along both axes of an image: unrolled
+
+// the four maps that are filtered; the derivatives by them go by the same names
+enum Map { kSquareU, kSquareV, kMeanU, kMeanV, kMaps };
+
 enum class Dtype { float32, float64, float16, bfloat16, uint8, uint16 };
 
 // a strided batch of images or volumes, [N, C, D, H, W], D = 1 for images; strides count elements,
@@ -79,6 +84,7 @@ struct Problem {
   bool wants_grad() const { return grad_input.data != nullptr; }
   // what needs the kernel that makes products of pixels before it filters
   bool is_general() const { return mask.data != nullptr || d > 1 || z.taps > 1; }
+  bool has_fast_taps() const { return y.taps == kFastTaps && x.taps == kFastTaps; }
   // an item of a gradient covers input pixels, one of a value covers map pixels
   int64_t grid_h() const { return wants_grad() ? h : out_h; }
   int64_t grid_w() const { return wants_grad() ? w : out_w; }

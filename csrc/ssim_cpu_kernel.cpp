@@ -156,9 +156,6 @@ SSIM_INLINE T* plane(const Image& image, int64_t n, int64_t c) {
 
 // ---- scratch ----
 
-// the four maps that are filtered; the derivatives by them go by the same names
-enum Map { kSquareU, kSquareV, kMeanU, kMeanV, kMaps };
-
 // sizes of an item's buffers, in vectors
 template <typename A>
 struct Layout {
@@ -1138,14 +1135,12 @@ void run_grads(const Problem& p, Range range) {
   run_items<T, taps, 0, kGeneral>(p, range);
 }
 
-constexpr int kFastTaps = 11;
-
 // Which of them there are: windows of 11 taps in every type, all else in float and double, to which
 // other types are converted before (ssim_fused/_ops.py).
 template <typename T>
 void run_typed(const Problem& p, Range range) {
   using A = typename Accumulate<T>::type;
-  const bool fast = p.y.taps == kFastTaps && p.x.taps == kFastTaps;
+  const bool fast = p.has_fast_taps();
   if (fast && !p.is_general()) return run_grads<T, kFastTaps, false>(p, range);
   if constexpr (std::is_same_v<T, A>) {
     if (!p.is_general()) return run_grads<T, 0, false>(p, range);

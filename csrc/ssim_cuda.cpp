@@ -75,12 +75,17 @@ Tensor gradient_for(const Tensor& image, bool wanted) {
   return wanted ? torch::stable::empty_like(image) : torch::stable::new_empty(image, {0});
 }
 
-// Makes the gradients that are wanted. The loss is symmetric in its images, so a gradient to the
-// target alone is the gradient to the input of the call the other way round.
+// Makes the gradients that are wanted, and the value where `one` and `both` make it. The loss is
+// symmetric in its images, so a gradient to the target alone is the gradient to the input of the call
+// the other way round.
 std::tuple<Tensor, Tensor> launch_gradients(Call call, Outputs out, bool grad_input,
                                             bool grad_target, Task one, Task both) {
   Tensor to_input = gradient_for(call.input, grad_input);
   Tensor to_target = gradient_for(call.target, grad_target);
+  if (!grad_input && !grad_target) {
+    if (makes_sums(one)) launch(Task::value, call, out);
+    return {to_input, to_target};
+  }
   if (!grad_input) {
     std::swap(call.input, call.target);
     std::swap(out.pooled_input, out.pooled_target);
@@ -153,7 +158,6 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradients_cuda(
   const Reduction reduced(reduced_to(reduction), term_weights);
   STD_TORCH_CHECK(!reduced.is_plane,
                   "ssim_fused: gradients of reduction 'plane' come from loss_backward");
-  STD_TORCH_CHECK(grad_input || grad_target, "ssim_fused: no gradient is asked for");
   DeviceGuard guard(device_of(input));
   Loss loss(call, window_weight, reduced);
   const auto [to_input, to_target] =
@@ -180,7 +184,6 @@ std::tuple<Tensor, Tensor> loss_backward_cuda(Tensor grad_map, Tensor input, Ten
                                               std::vector<double> window, std::vector<int64_t> taps,
                                               double data_range, double k1, double k2, bool valid,
                                               int64_t kind, bool grad_input, bool grad_target) {
-  STD_TORCH_CHECK(grad_input || grad_target, "ssim_fused: no gradient is asked for");
   const Settings settings{std::move(window), std::move(taps), data_range, k1, k2, valid, kind};
   const Call call(input, target, mask, coverage, settings);
   check_beside(grad_map, "grad_map", call.map_shape(), input);
@@ -209,11 +212,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_pool_cuda(
   loss.out.pooled_target = &pooled_target;
   loss.out.pool_y = static_cast<int>(pool_offset[0]);
   loss.out.pool_x = static_cast<int>(pool_offset[1]);
-  if (!grad_input && !grad_target) {
-    launch(Task::value, call, loss.out);
-    return {loss.finished(), pooled_input, pooled_target, gradient_for(input, false),
-            gradient_for(target, false)};
-  }
   const auto [to_input, to_target] =
       launch_gradients(call, loss.out, grad_input, grad_target, Task::gradient, Task::gradients);
   return {loss.finished(), pooled_input, pooled_target, to_input, to_target};

@@ -107,6 +107,7 @@ def check(name: str, *arguments, tolerance=None):
             assert relative_error(found, expected.double()) < limit, (name, i)
 
 
+NEEDS = [(False, False), (True, True), (True, False), (False, True)]
 SHAPES = [(1, 2, 20, 24), (2, 1, 37, 140), (1, 1, 5, 3)]
 CALLS = {
     "same": {},
@@ -127,13 +128,13 @@ def test_images(driver, shape, call):
     for reduction in (MEAN, SUM, PLANE):
         check("loss", x, y, None, None, None, *how, reduction, [])
     check("loss", x, y, None, None, None, *how, MEAN, [0.8, 20.0, 0.2])
-    for needs in ((True, True), (True, False), (False, True)):
+    for needs in NEEDS:
         check("loss_and_gradients", x, y, None, None, None, *how, MEAN, [], *needs)
     check("loss_map", x, y, None, None, *how, tolerance=MAP_TOLERANCE[torch.float32])
     weight = torch.rand_like(torch.ops.ssim_fused.loss_map(x, y, None, None, *how))
     check("loss", x, y, weight, None, None, *how, SUM, [])
-    check("loss_backward", weight, x, y, None, None, *how, True, True)
-    check("loss_backward", weight, x, y, None, None, *how, False, True)
+    for needs in NEEDS:
+        check("loss_backward", weight, x, y, None, None, *how, *needs)
     assert driver.calls("launch")
 
 
@@ -145,7 +146,7 @@ def test_one_scale_of_ms_ssim(driver, call, offset):
     for shape in ((2, 3, 21, 25), (1, 1, 36, 138)):
         x, y = (image * span for image in pictures(shape))
         x = x.to(memory_format=torch.channels_last)
-        for needs in ((False, False), (True, True), (True, False), (False, True)):
+        for needs in NEEDS:
             check("loss_and_pool", x, y, offset, *how, *needs)
         made = torch.ops.ssim_fused.loss_and_pool(x, y, offset, *how, True, False)
         planes, half, _, grad, _ = made

@@ -1,8 +1,8 @@
 """``python -m compiled``: what nvcc makes of every CUDA kernel, for every architecture.
 
 It takes minutes and writes registers to compiled.json, together with a digest of the kernels, or
-fails where one needs a stack or spills. The tests compile each header for one architecture,
-compare, and fail where the record is of other sources.
+fails where one needs a stack or spills. The tests compile each header's float32 kernels for one
+architecture, compare, and fail where the record is of other sources.
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ def parameter_of(expression: str) -> str:
     return f"const __grid_constant__ ssim_fused::{kind}<{arithmetic}>"
 
 
-def compile_kernels(header: str, architectures: list[str]) -> str:
-    """What ptxas says of all kernels of a header."""
+def names_of(header: str) -> list[str]:
+    """The kernels of a header."""
+    return [name for of, name in _kernels.names() if of == header]
+
+
+def compile_kernels(header: str, architectures: list[str], names: list[str]) -> str:
+    """What ptxas says of kernels of a header."""
     lines = [f'#include "{header}"']
-    for expression in (name for of, name in _kernels.names() if of == header):
+    for expression in names:
         parameters = parameter_of(expression)
         if "reduce_kernel" in expression:
             arithmetic = expression.partition("<")[2].removesuffix(">")
@@ -98,7 +103,10 @@ def sources_digest() -> str:
 
 def main() -> None:
     """Compile all and write the record, or refuse to: what spills is no state to keep."""
-    record = {header: summary(compile_kernels(header, ARCHITECTURES)) for header in HEADERS}
+    record = {
+        header: summary(compile_kernels(header, ARCHITECTURES, names_of(header)))
+        for header in HEADERS
+    }
     spills = [
         f"{header}, sm_{architecture}: {found['stack and spills']} bytes of stack and spills"
         for header, of in record.items()

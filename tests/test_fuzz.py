@@ -24,8 +24,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 
 
 @needs_compiler
-def test_a_minute_under_sanitizers():
-    done = sanitized.run("-m", "fuzz", "--seconds", "60", "--seed", "0")
+def test_arbitrary_calls_under_sanitizers():
+    done = sanitized.run("-m", "fuzz", "--seconds", "20", "--seed", "0")
     assert done.returncode == 0, done.stderr[-4000:]
     calls = re.search(r"done: (\d+) calls", done.stdout)
     assert calls

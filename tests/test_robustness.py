@@ -96,8 +96,8 @@ def free_memory() -> int:
 
 @needs_native
 @pytest.mark.skipif(free_memory() < 8 << 30, reason="needs 8 GiB of memory")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_more_than_2_to_the_31_pixels(dtype):
+def test_more_than_2_to_the_31_pixels():
+    dtype = torch.bfloat16
     side, patch, border = 46_400, 64, 16
     generator = torch.Generator().manual_seed(0)
     # numpy's zeros are no memory before they are written to

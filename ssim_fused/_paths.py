@@ -68,10 +68,14 @@ def _find_gpu_reason(device: int) -> str | None:
     return _cuda.reason(10 * major + minor)
 
 
-@torch.compiler.assume_constant_result
 def gpu_reason(device: int) -> str | None:
     """Why the kernels do not serve a GPU; None where they do."""
     return _find_gpu_reason(device)
+
+
+# what torch.compiler.assume_constant_result does, without importing all of Dynamo, which takes as
+# long as torch itself
+gpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # ---- which path ----

@@ -97,6 +97,9 @@ def test_modules_are_there_after_import_and_not_before_they_are_asked_for():
 import sys, torch, ssim_fused
 lazy = {"ssim_fused.metrics", *(f"ssim_fused.compat.{n}" for n in ssim_fused.compat.LIBRARIES)}
 assert lazy.isdisjoint(sys.modules)
+x = torch.rand(1, 1, 16, 16, requires_grad=True)
+ssim_fused.ssim_loss(x, x.detach().flip(3)).backward()
+assert "torch._dynamo" not in sys.modules  # as large as torch itself
 print(ssim_fused.metrics.StructuralSimilarity.__name__)
 for name in ssim_fused.compat.LIBRARIES:
     assert getattr(ssim_fused.compat, name).STANDS_FOR

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 import ssim_fused
-from ssim_fused import reference
+from ssim_fused import _paths, reference
 from ssim_fused._checks import PADDINGS
 
 func = torch.func
@@ -132,6 +132,17 @@ def test_compile(backend, names):
         expected = value_and_grad(step, *given)
         torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-7)
+
+
+def test_a_gpus_reason_is_a_constant_of_compiled_code(monkeypatch):
+    def read(device):  # what Dynamo cannot trace
+        return open(__file__).readline()
+
+    monkeypatch.setattr(_paths, "_find_gpu_reason", read)
+    compiled = torch.compile(
+        lambda x: x + len(_paths.gpu_reason(0)), backend="eager", fullgraph=True
+    )
+    assert compiled(torch.zeros(())) == len(read(0))
 
 
 class Scored(nn.Module):

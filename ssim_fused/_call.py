@@ -22,7 +22,7 @@ from ._checks import (
     default_range,
 )
 from ._masks import sum_from, with_mask, with_weight
-from ._request import Request, value_dtype
+from ._request import Backend, Request, value_dtype
 
 
 def _sample_covariance(settings: Settings, axes: int) -> Settings:
@@ -141,14 +141,25 @@ def finish(value: Tensor, promise: Promise) -> Tensor:
     return value if value.dtype == promise.dtype else value.to(promise.dtype)
 
 
-def contrast_of(request: Request) -> Request:
+def compute_ssim(
+    backend: Backend, request: Request, promise: Promise, return_cs: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """ssim, by a backend: SSIM of a request, with return_cs ``(ssim, cs)``."""
+    contrast = _contrast_of(request) if return_cs else None
+    similarity = _to_similarity(finish(backend.reduced_loss(request), promise), request)
+    if contrast is None:
+        return similarity
+    return similarity, _to_similarity(finish(backend.reduced_loss(contrast), promise), contrast)
+
+
+def _contrast_of(request: Request) -> Request:
     """The request of ``cs`` beside one of SSIM."""
     if request.settings.kind != "ssim":
         raise ValueError("return_cs goes with term 'ssim' and without nonnegative_ssim")
     return request._replace(settings=request.settings._replace(kind="contrast"))
 
 
-def to_similarity(loss: Tensor, request: Request) -> Tensor:
+def _to_similarity(loss: Tensor, request: Request) -> Tensor:
     """SSIM from its loss; never above 1, since the loss is never negative."""
     if request.settings.reduction != "sum":
         return 1 - loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from ._checks import (
 )
 from ._distributed import constants, is_spread
 from ._masks import sum_from
-from ._request import Request, accumulate_dtype, can_be_read
+from ._request import Backend, Request, accumulate_dtype, can_be_read
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -33,14 +33,6 @@ NORMALIZE = (None, "relu", "simple")
 POOLINGS = ("floor", "pad", "edge")
 # below this a factor's power goes to 0 in a straight line, so its slope stays finite
 LEAST = 1e-6
-
-
-class Backend(Protocol):
-    """What computes: ssim_fused._ops or ssim_fused.reference."""
-
-    def reduced_loss(self, request: Request) -> Tensor: ...
-
-    def scale(self, request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def check_multiscale(

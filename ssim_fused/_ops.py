@@ -14,7 +14,17 @@ from . import _distributed, reference
 from ._checks import Settings, single_window
 from ._gradients import of_stored, spread
 from ._paths import in_float32, why_reference
-from ._request import KINDS, PLANE, REDUCED_TO, SUM, Request, accumulate_dtype, can_be_read, is_half
+from ._request import (
+    KINDS,
+    PLANE,
+    REDUCED_TO,
+    SUM,
+    Backend,
+    Request,
+    accumulate_dtype,
+    can_be_read,
+    is_half,
+)
 
 
 def _is_spread(request: Request) -> bool:
@@ -428,3 +438,6 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     if in_float32(request) or (any(needed) and is_half(request.input)):
         request = _to_float32(request)
     return _apply(_ScaleLoss, *request[:3], offset, *needed)[:3]
+
+
+BACKEND = Backend(reduced_loss, image_terms, scale)

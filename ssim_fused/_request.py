@@ -38,6 +38,16 @@ class Request(NamedTuple):
 ReducedLoss = Callable[[Request], Tensor]
 
 
+class Backend(NamedTuple):
+    """What computes requests: the native operators (_ops), or plain PyTorch (reference)."""
+
+    reduced_loss: ReducedLoss
+    # [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights
+    image_terms: Callable[[Request, tuple[float, ...]], Tensor]
+    # one scale of MS-SSIM, by the offset of its halves; see ssim_fused._ops.scale
+    scale: Callable[[Request, tuple[int, ...]], tuple[Tensor, Tensor, Tensor]]
+
+
 # The operators take words as numbers, see csrc/ssim_operators.h: enum Kind and enum ReducedTo.
 KINDS = ("ssim", "contrast", "luminance", "nonnegative")
 REDUCED_TO = ("mean", "sum", "plane")

@@ -24,16 +24,13 @@ from ._checks import (
     positive,
 )
 from ._masks import sum_from, verify
-from ._request import Request, accumulate_dtype, can_be_read
-
-# [4]: the weighted sum of (SSIM loss, MSE, L1) of a request, and the three without weights.
-ImageTerms = Callable[[Request, tuple[float, ...]], Tensor]
+from ._request import Backend, accumulate_dtype, can_be_read
 
 _SLICE = 2**19  # numbers whose differences stay in the cache
 
 
 def compute_terms(
-    terms: ImageTerms,
+    backend: Backend,
     input: Tensor,
     target: Tensor,
     term_weights: tuple[float, float, float],
@@ -58,11 +55,11 @@ def compute_terms(
     one_pass = settings.padding in ("same", "valid") and mask is None
     one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
     if one_pass:
-        made = terms(to_request(input, target, settings)[0], term_weights)
+        made = backend.image_terms(to_request(input, target, settings)[0], term_weights)
         value, found = made[0], made[1:].detach().unbind()
     else:
         value, found = _separate_terms(
-            terms, input, target, settings, term_weights, mask, mask_threshold
+            backend, input, target, settings, term_weights, mask, mask_threshold
         )
     dtype = promised_dtype(input)
     ssim_term, mse_term, l1_term = (term.to(dtype) for term in found)
@@ -70,7 +67,7 @@ def compute_terms(
 
 
 def _separate_terms(
-    terms: ImageTerms,
+    backend: Backend,
     input: Tensor,
     target: Tensor,
     settings: Settings,
@@ -85,7 +82,7 @@ def _separate_terms(
     axes = check_rank(input, target, settings.spatial_dims)
     if term_weights[0]:
         request, _ = to_request(input, target, settings, mask, mask_threshold)
-        alone = terms(request, (1.0, 0.0, 0.0))[0]
+        alone = backend.image_terms(request, (1.0, 0.0, 0.0))[0]
     else:
         alone = input.new_zeros((), dtype=accumulate_dtype(input))
     seen = None

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import _ops
-from ._call import contrast_of, finish, prepare, to_similarity
+from ._call import compute_ssim, finish, prepare
 from ._checks import Sigma, Taps, Window, positive
 from ._multiscale import BETAS, compute_multiscale
-from ._ops import image_terms, reduced_loss
+from ._ops import BACKEND, reduced_loss
 from ._terms import compute_psnr, compute_terms, to_psnr
 
 
@@ -161,11 +160,7 @@ def ssim(
         nonnegative_ssim, sample_covariance, spatial_dims, mask, mask_threshold, weight,
     )
     # fmt: on
-    contrast = contrast_of(request) if return_cs else None
-    similarity = to_similarity(finish(reduced_loss(request), promise), request)
-    if contrast is None:
-        return similarity
-    return similarity, to_similarity(finish(reduced_loss(contrast), promise), contrast)
+    return compute_ssim(BACKEND, request, promise, return_cs)
 
 
 def dssim(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
@@ -234,7 +229,7 @@ def ms_ssim_loss(
         https://doi.org/10.1109/ACSSC.2003.1292216
     """
     return compute_multiscale(
-        _ops,
+        BACKEND,
         input,
         target,
         betas=betas,
@@ -353,7 +348,7 @@ def image_loss(
     """
     # fmt: off
     loss, terms, exact_mse, checked_range = compute_terms(
-        image_terms, input, target, (ssim, mse, l1), mask, mask_threshold,
+        BACKEND, input, target, (ssim, mse, l1), mask, mask_threshold,
         window_size=window_size, sigma=sigma, data_range=data_range, k1=k1, k2=k2,
         padding=padding, window=window, spatial_dims=spatial_dims,
     )

@@ -13,18 +13,17 @@ Half-precision images are computed in float32.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._autocast import full_precision
-from ._call import contrast_of, finish, prepare, to_similarity
+from ._call import compute_ssim, finish, prepare
 from ._checks import Settings
 from ._filter import filter_axes, pad
 from ._multiscale import compute_multiscale, halve
-from ._request import ReducedLoss, Request, accumulate_dtype
+from ._request import Backend, ReducedLoss, Request, accumulate_dtype
 from ._terms import differences, weighted_sum
 
 # where a pivot is looked for, along a diagonal; it is the median of the first three
@@ -162,6 +161,9 @@ def scale(request: Request, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     return pooled_scale(reduced_loss, request, offset)
 
 
+BACKEND = Backend(reduced_loss, image_terms, scale)
+
+
 def ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
     """:func:`ssim_fused.ssim_loss` in plain PyTorch; see there."""
     request, promise = prepare(input, target, **settings)
@@ -173,16 +175,12 @@ def ssim(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`ssim_fused.ssim` in plain PyTorch; see there."""
     request, promise = prepare(input, target, **settings)
-    contrast = contrast_of(request) if return_cs else None
-    similarity = to_similarity(finish(reduced_loss(request), promise), request)
-    if contrast is None:
-        return similarity
-    return similarity, to_similarity(finish(reduced_loss(contrast), promise), contrast)
+    return compute_ssim(BACKEND, request, promise, return_cs)
 
 
 def ms_ssim_loss(input: Tensor, target: Tensor, **settings: Any) -> Tensor:
     """:func:`ssim_fused.ms_ssim_loss` in plain PyTorch; see there."""
-    return compute_multiscale(sys.modules[__name__], input, target, **settings)
+    return compute_multiscale(BACKEND, input, target, **settings)
 
 
 __all__ = ["ms_ssim_loss", "ssim", "ssim_loss"]

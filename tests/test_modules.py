@@ -234,7 +234,9 @@ def test_the_way_of_a_call_is_the_documented_one(as_loss, needs_gradient):
     x, y = (image.float().requires_grad_(needs_gradient) for image in one_channel())
     with Watch():
         ssim_fused.SSIMLoss()(x, y, as_loss)
-    assert ways == [["modules.py", "functional.py", "_ops.py"]]
+    between = [] if as_loss else ["_call.py"]
+    assert ways == [["modules.py", "functional.py", *between, "_ops.py"]]
     contributing = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
     documented = contributing.partition("## The way of a call")[2].partition("\n## ")[0]
-    assert re.findall(r"ssim_fused/(\w+\.py) ", documented) == ways[0]
+    assert re.findall(r"ssim_fused/(\w+\.py) ", documented) == [*ways[0][:2], ways[0][-1]]
+    assert "`ssim` has `compute_ssim` of `_call.py` between" in " ".join(documented.split())

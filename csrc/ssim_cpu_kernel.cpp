@@ -1040,7 +1040,7 @@ int64_t window_bytes(const Problem& p) {
 }
 
 // The window's weights times `sum`, rounded so that they sum to it as nearly as they can: for the
-// reason that single_window() in ssim_fused/_checks.py gives, and in its way.
+// reason that single_window() in ssim_fused/_windows.py gives, and in its way.
 template <typename A>
 void round_window(const Window& window, double sum, A* to) {
   const int64_t middle = window.taps / 2;

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ssim_fused
-from ssim_fused._checks import gaussian_window
+from ssim_fused._windows import gaussian_window
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

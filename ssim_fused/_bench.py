@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import gaussian_window
+from ._windows import gaussian_window
 from .functional import ssim_loss
 
 SHAPES = ((128, 1, 28, 28), (4, 3, 128, 128), (1, 3, 270, 480))

@@ -12,7 +12,6 @@ from . import _border
 from ._autocast import promised_dtype, under_autocast
 from ._checks import (
     BORDERS,
-    Settings,
     Sigma,
     Taps,
     Window,
@@ -22,7 +21,7 @@ from ._checks import (
     default_range,
 )
 from ._masks import sum_from, with_mask, with_weight
-from ._request import Backend, Request, value_dtype
+from ._request import Backend, Request, Settings, value_dtype
 
 
 def _sample_covariance(settings: Settings, axes: int) -> Settings:

@@ -1,4 +1,4 @@
-"""User errors, explained before any kernel runs, and the checked settings of one call."""
+"""User errors, explained before any kernel runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import inspect
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._request import accumulate_dtype
+from ._request import Settings, accumulate_dtype
+from ._windows import gaussian_window
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # pictures as files hold them, for values alone, and the data range that their type implies
@@ -29,36 +30,6 @@ Taps = int | Sequence[int]
 Sigma = float | Sequence[float]
 # "gaussian", "uniform", the taps of one window, or those of one for each axis
 Window = str | Tensor | Sequence[float] | Sequence[Sequence[float]]
-
-
-class Settings(NamedTuple):
-    """What a call computes, checked; hashable, so that it can be cached."""
-
-    windows: tuple[tuple[float, ...], ...]  # taps of each axis's window, or one for every axis
-    data_range: float
-    k1: float
-    k2: float
-    padding: str
-    reduction: str
-    kind: str = "ssim"  # which map, see csrc/ssim_cpu.cpp
-    spatial_dims: int | None = None  # None: from the images' rank
-    sample_covariance: bool = False
-
-    def taps(self, axes: int) -> list[int]:
-        """Taps along each of the last ``axes`` axes."""
-        counts = [len(window) for window in self.windows]
-        return counts * axes if len(counts) == 1 else counts
-
-    def pads(self, axes: int) -> list[int]:
-        """Pixels in front of and behind each of the last ``axes`` axes."""
-        inside = self.padding == "valid"
-        return [0 if inside else taps // 2 for taps in self.taps(axes)]
-
-    def map_size(self, size: Sequence[int]) -> list[int]:
-        """Spatial size of the map of images of a spatial size."""
-        axes = len(size)
-        sizes = zip(size, self.taps(axes), self.pads(axes))
-        return [length + 2 * pad - (taps - 1) for length, taps, pad in sizes]
 
 
 # ---- numbers and words ----
@@ -152,43 +123,6 @@ def no_gradient(name: str, value: Tensor) -> None:
 # ---- windows ----
 
 
-def gaussian_window(window_size: int, sigma: float) -> tuple[float, ...]:
-    """Taps of a 1-D Gaussian that sum to 1."""
-    half = window_size // 2
-    distances = [i / sigma for i in range(-half, half + 1)]
-    taps = [math.exp(-0.5 * distance * distance) for distance in distances]
-    total = math.fsum(taps)
-    return tuple(tap / total for tap in taps)
-
-
-def _single(value: float) -> float:
-    """The nearest float32."""
-    fraction, exponent = math.frexp(value)
-    return math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
-
-
-def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
-    """Taps in float32 that sum to 1 as nearly as they can.
-
-    Taps that sum to 1 + e make each variance wrong by e times the squared mean: of a bright image,
-    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the largest, and
-    what is left of it to small taps, whose steps are finer; none is so small that it would show.
-    """
-    taps = [_single(tap) for tap in window]
-    middle = len(taps) // 2
-
-    def add_missing(i: int) -> None:
-        share = (1 - math.fsum(taps)) / (1 if i == middle else 2)
-        taps[i] = taps[-1 - i] = _single(taps[i] + share)
-
-    largest = max(range(middle, -1, -1), key=taps.__getitem__)
-    add_missing(largest)
-    fine = [i for i in range(middle) if i != largest and taps[i] > 1e-4 * taps[largest]]
-    if fine:
-        add_missing(min(fine, key=taps.__getitem__))
-    return tuple(taps)
-
-
 def _odd(name: str, value: int) -> int:
     value = integer(name, value)
     if value < 1 or value % 2 == 0:
@@ -224,7 +158,7 @@ def _user_window(name: str, taps: Sequence[float]) -> tuple[float, ...]:
     return tuple(0.5 * (tap + other) / total for tap, other in zip(taps, reversed(taps)))
 
 
-def _windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float, ...], ...]:
+def _checked_windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tuple[float, ...], ...]:
     if isinstance(window, str):
         choice("window", window, ("gaussian", "uniform"))
         sizes = tuple(_odd("window_size", size) for size in _each("window_size", window_size))
@@ -292,7 +226,7 @@ def _check_settings(
             raise ValueError(f"nonnegative_ssim goes with term 'ssim', got {term!r}")
         kind = "nonnegative"
     return Settings(
-        windows=_windows(window_size, sigma, window),
+        windows=_checked_windows(window_size, sigma, window),
         data_range=positive("data_range", data_range),
         k1=nonnegative("k1", k1),
         k2=nonnegative("k2", k2),

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import Settings, single_window
 from ._distributed import beside, is_spread
+from ._request import Settings
+from ._windows import single_window
 
 
 def pad(image: Tensor, settings: Settings) -> Tensor:

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _border
 from ._autocast import full_precision
-from ._checks import BORDERS, Settings, check_beside, share
+from ._checks import BORDERS, check_beside, share
 from ._filter import filter_axes
-from ._request import Request, accumulate_dtype
+from ._request import Request, Settings, accumulate_dtype
 
 
 def _is_captured(tensor: Tensor) -> bool:

@@ -14,7 +14,6 @@ from ._autocast import promised_dtype, under_autocast
 from ._checks import (
     BORDERS,
     WHOLE,
-    Settings,
     check_images,
     check_pair,
     check_settings,
@@ -25,7 +24,7 @@ from ._checks import (
 )
 from ._distributed import constants, is_spread
 from ._masks import sum_from
-from ._request import Backend, Request, accumulate_dtype, can_be_read
+from ._request import Backend, Request, Settings, accumulate_dtype, can_be_read
 
 # Wang, Simoncelli, Bovik 2003, section 3.2
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from . import _distributed, reference
-from ._checks import Settings, single_window
 from ._gradients import of_stored, spread
 from ._paths import in_float32, why_reference
 from ._request import (
@@ -21,10 +20,12 @@ from ._request import (
     SUM,
     Backend,
     Request,
+    Settings,
     accumulate_dtype,
     can_be_read,
     is_half,
 )
+from ._windows import single_window
 
 
 def _is_spread(request: Request) -> bool:

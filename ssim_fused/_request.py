@@ -1,15 +1,42 @@
-"""A checked call, in the one form that every backend computes."""
+"""A checked call, in the one form that every backend computes, and what a backend is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ._checks import Settings
+
+class Settings(NamedTuple):
+    """What a call computes, checked; hashable, so that it can be cached."""
+
+    windows: tuple[tuple[float, ...], ...]  # taps of each axis's window, or one for every axis
+    data_range: float
+    k1: float
+    k2: float
+    padding: str
+    reduction: str
+    kind: str = "ssim"  # which map, see csrc/ssim_cpu.cpp
+    spatial_dims: int | None = None  # None: from the images' rank
+    sample_covariance: bool = False
+
+    def taps(self, axes: int) -> list[int]:
+        """Taps along each of the last ``axes`` axes."""
+        counts = [len(window) for window in self.windows]
+        return counts * axes if len(counts) == 1 else counts
+
+    def pads(self, axes: int) -> list[int]:
+        """Pixels in front of and behind each of the last ``axes`` axes."""
+        inside = self.padding == "valid"
+        return [0 if inside else taps // 2 for taps in self.taps(axes)]
+
+    def map_size(self, size: Sequence[int]) -> list[int]:
+        """Spatial size of the map of images of a spatial size."""
+        axes = len(size)
+        sizes = zip(size, self.taps(axes), self.pads(axes))
+        return [length + 2 * pad - (taps - 1) for length, taps, pad in sizes]
 
 
 class Request(NamedTuple):

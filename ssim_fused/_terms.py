@@ -12,7 +12,6 @@ from torch import Tensor
 from ._autocast import promised_dtype, under_autocast
 from ._call import to_request, with_batch
 from ._checks import (
-    Settings,
     check_beside,
     check_pair,
     check_range,
@@ -24,7 +23,7 @@ from ._checks import (
     positive,
 )
 from ._masks import sum_from, verify
-from ._request import Backend, accumulate_dtype, can_be_read
+from ._request import Backend, Settings, accumulate_dtype, can_be_read
 
 _SLICE = 2**19  # numbers whose differences stay in the cache
 

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from ._autocast import full_precision
 from ._call import compute_ssim, finish, prepare
-from ._checks import Settings
 from ._filter import filter_axes, pad
 from ._multiscale import compute_multiscale, halve
-from ._request import Backend, ReducedLoss, Request, accumulate_dtype
+from ._request import Backend, ReducedLoss, Request, Settings, accumulate_dtype
 from ._terms import differences, weighted_sum
 
 # where a pivot is looked for, along a diagonal; it is the median of the first three

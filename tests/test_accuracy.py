@@ -10,7 +10,7 @@ from tables import oracle_map, pictures, relative_error
 
 import ssim_fused
 from ssim_fused import reference
-from ssim_fused._checks import gaussian_window, single_window
+from ssim_fused._windows import gaussian_window, single_window
 
 PATHS = {"fused": ssim_fused, "reference": reference}
 SHAPE = (1, 3, 256, 320)

@@ -28,7 +28,7 @@ import ssim_fused
 from benchmarks import originals
 from benchmarks.originals import shim
 from ssim_fused import compat
-from ssim_fused._checks import gaussian_window
+from ssim_fused._windows import gaussian_window
 
 VALUE = 1e-6  # of a value, absolute: similarities are of the order of 1
 MAP = 5e-5  # of a float32 map, absolute: each pixel keeps the rounding of its window

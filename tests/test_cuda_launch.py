@@ -17,8 +17,8 @@ from cuda_emulator import coverage_of, random_mask
 from tables import MAP_TOLERANCE, TOLERANCE, pictures, relative_error
 
 from ssim_fused import _cuda, _kernel_cache, _kernels, _nvrtc, _paths
-from ssim_fused._checks import gaussian_window
 from ssim_fused._request import KINDS, MEAN, PLANE, SUM
+from ssim_fused._windows import gaussian_window
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),

@@ -10,14 +10,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssim_fused
-from ssim_fused import _checks, _paths, reference
+from ssim_fused import _paths, reference
 from ssim_fused._request import KINDS, MEAN, PLANE, SUM, accumulate_dtype
+from ssim_fused._windows import gaussian_window
 
 native = pytest.mark.skipif(
     _paths.cpu_reason is not None, reason=f"no native library: {_paths.cpu_reason}"
 )
 REDUCTIONS = ["mean", "sum", "image", "channel", "none"]
-WINDOW = _checks.gaussian_window(11, 1.5)
+WINDOW = gaussian_window(11, 1.5)
 
 
 def small(needs=(True, True)):

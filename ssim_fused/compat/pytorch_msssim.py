@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ms_ssim_loss
-from .._checks import gaussian_window
 from .._multiscale import BETAS
+from .._windows import gaussian_window
 from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]

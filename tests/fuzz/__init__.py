@@ -15,8 +15,9 @@ from tables import TOLERANCE, relative_error
 from torch import Tensor
 
 from ssim_fused import reference
-from ssim_fused._checks import check_settings, gaussian_window
+from ssim_fused._checks import check_settings
 from ssim_fused._request import KINDS, MEAN, Request, accumulate_dtype
+from ssim_fused._windows import gaussian_window
 
 OPERATORS = [
     *("loss", "loss_and_gradients", "loss_map", "loss_backward", "loss_and_pool", "unpool"),

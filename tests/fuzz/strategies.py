@@ -7,7 +7,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from ssim_fused._checks import gaussian_window
+from ssim_fused._windows import gaussian_window
 
 from . import DTYPES, LAYOUTS, OPERATORS, VALUES, Case, Image
 

@@ -18,7 +18,7 @@ from ._checks import (
     check_beside,
     check_images,
     check_settings,
-    default_range,
+    resolve_range,
 )
 from ._masks import sum_from, with_mask, with_weight
 from ._request import Backend, Request, Settings, value_dtype
@@ -66,11 +66,9 @@ def prepare(
     weight: Tensor | None = None,
 ) -> tuple[Request, Promise]:
     """Check a call of ssim_loss, and bring it into the form that backends compute."""
-    if data_range is None:
-        data_range = default_range(input)
     # fmt: off
     settings = check_settings(
-        window_size, sigma, data_range, k1, k2, padding, reduction, window,
+        window_size, sigma, resolve_range(data_range, input), k1, k2, padding, reduction, window,
         term, nonnegative_ssim, sample_covariance, spatial_dims,
     )
     # fmt: on

@@ -260,8 +260,19 @@ def check_settings(*settings: Any, **named: Any) -> Settings:
     return check(**{name: hashable(name, value) for name, value in named.items()})
 
 
-def default_range(image: Tensor) -> float:
-    """The data range of images for which none is given."""
+def check_early(**settings: Any) -> None:
+    """Settings, ``mask_threshold`` among them, before there are images, or a clear error."""
+    if "mask_threshold" in settings:
+        share("mask_threshold", settings.pop("mask_threshold"))
+    if settings.get("data_range") is None:
+        settings["data_range"] = 1.0  # stands for what the images will imply
+    check_settings(**settings)
+
+
+def resolve_range(data_range: float | None, image: Tensor) -> float:
+    """The data range that is given, or where none is, that of the image's dtype."""
+    if data_range is not None:
+        return data_range
     return WHOLE.get(image.dtype, 1.0) if isinstance(image, Tensor) else 1.0
 
 

@@ -18,9 +18,9 @@ from ._checks import (
     check_pair,
     check_settings,
     choice,
-    default_range,
     flag,
     nonnegative,
+    resolve_range,
 )
 from ._distributed import constants, is_spread
 from ._masks import sum_from
@@ -199,10 +199,11 @@ def compute_multiscale(
 ) -> Tensor:
     """ms_ssim_loss, by a backend; names: the other settings, as in ssim_loss."""
     exponents = check_multiscale(betas, normalize, pooling, per_channel, reduction, spatial_dims)
-    if data_range is None:
-        data_range = default_range(input)
     settings = check_settings(
-        data_range=data_range, padding=padding, spatial_dims=spatial_dims, **names
+        data_range=resolve_range(data_range, input),
+        padding=padding,
+        spatial_dims=spatial_dims,
+        **names,
     )
     input, target = under_autocast(input, target)
     check_pair(input, target)

@@ -18,9 +18,9 @@ from ._checks import (
     check_rank,
     check_settings,
     choice,
-    default_range,
     finite,
     positive,
+    resolve_range,
 )
 from ._masks import sum_from, verify
 from ._request import Backend, Settings, accumulate_dtype, can_be_read
@@ -47,9 +47,7 @@ def compute_terms(
     term_weights = finite("ssim", ssim), finite("mse", mse), finite("l1", l1)
     if not any(term_weights):
         raise ValueError("at least one of the weights ssim, mse and l1 must not be 0")
-    if data_range is None:
-        data_range = default_range(input)
-    settings = check_settings(data_range=data_range, **names)
+    settings = check_settings(data_range=resolve_range(data_range, input), **names)
     input, target = under_autocast(input, target)
     one_pass = settings.padding in ("same", "valid") and mask is None
     one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
@@ -161,9 +159,7 @@ def _squares(input: Tensor, target: Tensor, first: int) -> Tensor:
 def compute_psnr(input: Tensor, target: Tensor, data_range: float | None, reduction: str) -> Tensor:
     """Peak signal-to-noise ratio."""
     choice("reduction", reduction, ("mean", "image"))
-    if data_range is None:
-        data_range = default_range(input)
-    data_range = positive("data_range", data_range)
+    data_range = positive("data_range", resolve_range(data_range, input))
     input, target = under_autocast(input, target)
     check_pair(input, target)
     pooled = reduction == "mean"

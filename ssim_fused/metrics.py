@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import KINDS, SETTINGS, check_names, check_settings, hashable, share
+from ._checks import KINDS, SETTINGS, check_early, check_names, hashable
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
 from .functional import ms_ssim_loss, ssim_loss
@@ -32,10 +32,8 @@ def _checked(metric: Metric, settings: dict[str, Any], names: Sequence[str]) -> 
     if "reduction" in settings:
         raise TypeError("reduction is not a setting of a metric: it is the mean over images")
     check_names(metric, settings, names)
-    others = {name: value for name, value in settings.items() if name in SETTINGS}
-    check_settings(
-        **others if others.get("data_range") is not None else others | {"data_range": 1.0}
-    )
+    early = (*SETTINGS, "mask_threshold")
+    check_early(**{name: value for name, value in settings.items() if name in early})
 
 
 def _mark(metric: Metric, settings: dict[str, Any]) -> Tensor:
@@ -118,7 +116,6 @@ class StructuralSimilarity(_Mean):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
         _checked(self, settings, (*_NAMES, "mask_threshold"))
-        share("mask_threshold", settings.get("mask_threshold", 0.5))
         self.settings = settings
         self._add_states()
 

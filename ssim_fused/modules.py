@@ -15,12 +15,11 @@ from ._checks import (
     Sigma,
     Taps,
     Window,
+    check_early,
     check_image,
     check_names,
-    check_settings,
     finite,
     flag,
-    share,
 )
 from ._multiscale import BETAS, check_multiscale
 from ._request import accumulate_dtype
@@ -46,7 +45,7 @@ class _Settings(nn.Module):
 
     def __init__(self, kernel_size: Taps, sigma: Sigma, **settings: Any) -> None:
         super().__init__()
-        check_settings(kernel_size, sigma, **_named(settings))
+        check_early(window_size=kernel_size, sigma=sigma, **settings)
         self.kernel_size = kernel_size
         self.sigma = sigma
         for name, value in settings.items():
@@ -66,14 +65,6 @@ class _Settings(nn.Module):
 
 
 _NAMES = ("kernel_size", *(name for name in SETTINGS if name != "window_size"), "mask_threshold")
-
-
-def _named(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings to be checked before there are images, whose type may imply a data range."""
-    others = dict(settings)
-    if "mask_threshold" in others:
-        share("mask_threshold", others.pop("mask_threshold"))
-    return others if others.get("data_range") is not None else others | {"data_range": 1.0}
 
 
 class SSIMLoss(_Settings):

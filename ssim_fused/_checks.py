@@ -362,7 +362,8 @@ def check_images(input: Tensor, target: Tensor, settings: Settings) -> int:
     return axes
 
 
-def _by(sizes: Sequence[int]) -> str:
+def by(sizes: Sequence[int]) -> str:
+    """A spatial size in words, such as "16 x 20"."""
     return " x ".join(map(str, sizes))
 
 
@@ -382,7 +383,7 @@ def _check_fit(size: Sequence[int], settings: Settings) -> None:
         needed = [count // 2 + (settings.padding == "reflect") for count in taps]
     if any(length < least for length, least in zip(size, needed)):
         raise ValueError(
-            f"padding {settings.padding!r} needs images of at least {_by(needed)}, got {_by(size)}"
+            f"padding {settings.padding!r} needs images of at least {by(needed)}, got {by(size)}"
         )
 
 

@@ -14,8 +14,9 @@ from ._autocast import promised_dtype, under_autocast
 from ._checks import (
     BORDERS,
     WHOLE,
+    by,
     check_images,
-    check_pair,
+    check_rank,
     check_settings,
     choice,
     flag,
@@ -71,10 +72,9 @@ def _check_size(image: Tensor, settings: Settings, axes: int, scales: int, pooli
     smallest = _smallest(settings, axes, scales, pooling)
     size = image.shape[-axes:]
     if any(length < least for length, least in zip(size, smallest)):
-        needed, found = (" x ".join(map(str, sizes)) for sizes in (smallest, size))
         raise ValueError(
             f"{scales} scales with this window and padding {settings.padding!r} need images of at "
-            f"least {needed}, got {found}"
+            f"least {by(smallest)}, got {by(size)}"
         )
 
 
@@ -206,8 +206,7 @@ def compute_multiscale(
         **names,
     )
     input, target = under_autocast(input, target)
-    check_pair(input, target)
-    axes = spatial_dims or (3 if input.dim() == 5 else 2)
+    axes = check_rank(input, target, spatial_dims)
     _check_size(input, settings, axes, len(exponents), pooling)
     check_images(input, target, settings)
     dtype = promised_dtype(input)

@@ -384,10 +384,21 @@ def test_bad_images(path):
     x, y = pictures((1, 1, 200, 200))
     with pytest.raises(ValueError, match=r"\(1, 1, 200, 200\) and \(1, 1, 200, 199\)"):
         PATHS[path].ms_ssim_loss(x, y[..., 1:])
-    with pytest.raises(ValueError, match=r"\(200, 200\)"):
-        PATHS[path].ms_ssim_loss(x[0, 0], y[0, 0])
     with pytest.raises(TypeError, match="NoneType"):
         PATHS[path].ms_ssim_loss(x, None)
+
+
+@both_paths
+@pytest.mark.parametrize("length", [20, 200])
+def test_a_wrong_rank_is_told_before_the_size(path, length):
+    loss, ssim_loss = PATHS[path].ms_ssim_loss, PATHS[path].ssim_loss
+    for rank, spatial_dims in ((2, None), (6, None), (5, 2), (3, 3)):
+        image = torch.rand(*(1,) * (rank - 2), length, length)
+        with pytest.raises(ValueError, match="images must be") as expected:
+            ssim_loss(image, image, spatial_dims=spatial_dims)
+        with pytest.raises(ValueError, match="images must be") as told:
+            loss(image, image, spatial_dims=spatial_dims)
+        assert str(told.value) == str(expected.value)
 
 
 def test_the_default_needs_176():

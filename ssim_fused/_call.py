@@ -153,7 +153,7 @@ def _contrast_of(request: Request) -> Request:
     """The request of ``cs`` beside one of SSIM."""
     if request.settings.kind != "ssim":
         raise ValueError("return_cs goes with term 'ssim' and without nonnegative_ssim")
-    return request._replace(settings=request.settings._replace(kind="contrast"))
+    return request._replace(settings=request.settings._replace(kind="contrast_structure"))
 
 
 def _to_similarity(loss: Tensor, request: Request) -> Tensor:

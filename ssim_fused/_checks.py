@@ -21,7 +21,7 @@ WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 BORDERS = ("reflect", "replicate", "circular")  # made by _border.py, then as "valid"
 PADDINGS = ("same", "valid", *BORDERS)
 REDUCTIONS = ("mean", "sum", "image", "channel", "none")
-TERMS = {"ssim": "ssim", "contrast_structure": "contrast", "luminance": "luminance"}
+TERMS = ("ssim", "contrast_structure", "luminance")
 
 MOST_TAPS = 2**20 - 1  # kMostTaps of csrc/ssim_operators.h
 
@@ -83,7 +83,7 @@ def finite(name: str, value: float) -> float:
     return value
 
 
-def share(name: str, value: float) -> float:
+def fraction(name: str, value: float) -> float:
     """A number in [0, 1), or an error."""
     value = nonnegative(name, value)
     if not value < 1:
@@ -220,7 +220,7 @@ def _check_settings(
     sample_covariance: bool = False,
     spatial_dims: int | None = None,
 ) -> Settings:
-    kind = TERMS[choice("term", term, tuple(TERMS))]
+    kind = choice("term", term, TERMS)
     if flag("nonnegative_ssim", nonnegative_ssim):
         if term != "ssim":
             raise ValueError(f"nonnegative_ssim goes with term 'ssim', got {term!r}")
@@ -238,9 +238,9 @@ def _check_settings(
     )
 
 
-# what it takes; and what of that is for one map of one scale alone
+# what it takes; and what of that says which map is meant, where a function has more than one
 SETTINGS = tuple(inspect.signature(_check_settings).parameters)
-KINDS = ("term", "nonnegative_ssim", "sample_covariance")
+MAP_SETTINGS = ("term", "nonnegative_ssim", "sample_covariance")
 
 _cached_settings = functools.lru_cache(maxsize=256, typed=True)(_check_settings)
 
@@ -263,7 +263,7 @@ def check_settings(*settings: Any, **named: Any) -> Settings:
 def check_early(**settings: Any) -> None:
     """Settings, ``mask_threshold`` among them, before there are images, or a clear error."""
     if "mask_threshold" in settings:
-        share("mask_threshold", settings.pop("mask_threshold"))
+        fraction("mask_threshold", settings.pop("mask_threshold"))
     if settings.get("data_range") is None:
         settings["data_range"] = 1.0  # stands for what the images will imply
     check_settings(**settings)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _border
 from ._autocast import full_precision
-from ._checks import BORDERS, check_beside, share
+from ._checks import BORDERS, check_beside, fraction
 from ._filter import filter_axes
 from ._request import Request, Settings, accumulate_dtype
 
@@ -83,7 +83,7 @@ def _shares(weight: Tensor, request: Request) -> Tensor:
     return weight.expand(shape)
 
 
-def _check_images_count(weight: Tensor, request: Request, what: str) -> None:
+def _check_each_image_counts(weight: Tensor, request: Request, what: str) -> None:
     """Every image has windows that count, or an error that names those that have none."""
     n, c = request.map_shape()[:2]
     planes = _sum_expanded(weight, request.map_shape(), 2).flatten(1).expand(n, c)
@@ -99,7 +99,7 @@ def with_weight(request: Request, weight: Tensor) -> Request:
         raise ValueError("weight needs a reduction, got 'none'")
     weight = weight.to(accumulate_dtype(image))
     verify((weight >= 0) & (weight < math.inf), "weight must be finite and not negative")
-    _check_images_count(weight, request, "weight is zero all over")
+    _check_each_image_counts(weight, request, "weight is zero all over")
     return request._replace(share=_shares(weight, request))
 
 
@@ -107,7 +107,7 @@ def with_mask(
     request: Request, mask: Tensor, threshold: float, weight: Tensor | None, outside: Settings
 ) -> Request:
     image, settings = request.input, request.settings
-    threshold = share("mask_threshold", threshold)
+    threshold = fraction("mask_threshold", threshold)
     mask = mask.to(accumulate_dtype(image))
     verify((mask >= 0) & (mask <= 1), "mask must lie in [0, 1]")
     if outside.padding in BORDERS:
@@ -122,7 +122,7 @@ def with_mask(
         if weight is not None:
             weights = weights * weight.to(mask.dtype)
         what = f"mask leaves no window with a weight above {threshold}"
-        _check_images_count(weights, request, what)
+        _check_each_image_counts(weights, request, what)
         shares = _shares(weights, request)
     whole = request.map_shape()[:2] + list(mask.shape[2:])
     return request._replace(share=shares, mask=mask.expand(whole), coverage=coverage)

@@ -91,13 +91,14 @@ def halve(image: Tensor, offset: tuple[int, ...]) -> Tensor:
     """Means of 2 x 2 (x 2) pixels, in the type of sums; offset: see ssim_fused._ops.scale."""
     image = image.to(accumulate_dtype(image))
     if is_spread(image):  # DTensor knows no pooling's gradient
-        return _halve_axes(image, offset)
+        return _average_pairs(image, offset)
     if len(offset) == 2:
         return F.avg_pool2d(image, 2, padding=offset)
     return F.avg_pool3d(image, 2, padding=offset)
 
 
-def _halve_axes(image: Tensor, offset: tuple[int, ...]) -> Tensor:
+def _average_pairs(image: Tensor, offset: tuple[int, ...]) -> Tensor:
+    """The same, one axis after the other."""
     for axis, is_padded in enumerate(offset, start=2):
         if is_padded:
             image = torch.cat((torch.zeros_like(image.narrow(axis, 0, 1)), image), dim=axis)
@@ -106,7 +107,8 @@ def _halve_axes(image: Tensor, offset: tuple[int, ...]) -> Tensor:
     return image
 
 
-def _halve(image: Tensor, pooling: str) -> Tensor:
+def _next_scale(image: Tensor, pooling: str) -> Tensor:
+    """The image halved, by a word of POOLINGS."""
     if pooling == "edge":
         image = _to_even(image.to(accumulate_dtype(image)), image.dim() - 2)
     return halve(image, _offset(image, pooling))
@@ -126,8 +128,8 @@ def _factors(
         inside = inside._replace(padding="valid")
     for i in range(scales):
         last = i == scales - 1
-        kind = inside._replace(kind="ssim" if last else "contrast")
-        request = Request(input, target, kind)
+        kind = "ssim" if last else "contrast_structure"
+        request = Request(input, target, inside._replace(kind=kind))
         if settings.padding in BORDERS:
             pads = settings.pads(input.dim() - 2)
             request = request._replace(
@@ -140,7 +142,7 @@ def _factors(
         else:
             planes = backend.reduced_loss(request)
             if not last:
-                input, target = _halve(input, pooling), _halve(target, pooling)
+                input, target = (_next_scale(image, pooling) for image in (input, target))
         losses.append(planes)
     return losses
 

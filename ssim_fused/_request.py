@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     k2: float
     padding: str
     reduction: str
-    kind: str = "ssim"  # which map, see csrc/ssim_cpu.cpp
+    kind: str = "ssim"  # which map: of KINDS
     spatial_dims: int | None = None  # None: from the images' rank
     sample_covariance: bool = False
 
@@ -75,8 +75,9 @@ class Backend(NamedTuple):
     scale: Callable[[Request, tuple[int, ...]], tuple[Tensor, Tensor, Tensor]]
 
 
-# The operators take words as numbers, see csrc/ssim_operators.h: enum Kind and enum ReducedTo.
-KINDS = ("ssim", "contrast", "luminance", "nonnegative")
+# The operators take words as numbers: their place here, as in the enums Kind of csrc/ssim_math.h,
+# where "contrast_structure" is called contrast, and ReducedTo of csrc/ssim_operators.h.
+KINDS = ("ssim", "contrast_structure", "luminance", "nonnegative")
 REDUCED_TO = ("mean", "sum", "plane")
 MEAN, SUM, PLANE = range(3)
 

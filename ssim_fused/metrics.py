@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import KINDS, SETTINGS, check_early, check_names, hashable
+from ._checks import MAP_SETTINGS, SETTINGS, check_early, check_names, hashable
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
 from .functional import ms_ssim_loss, ssim_loss
@@ -140,7 +140,7 @@ class MultiScaleStructuralSimilarity(_Mean):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**_taken(settings))
-        names = [name for name in _NAMES if name not in KINDS]
+        names = [name for name in _NAMES if name not in MAP_SETTINGS]
         _checked(self, settings, (*names, "betas", "normalize", "pooling", "per_channel"))
         check_multiscale(
             settings.get("betas", BETAS),

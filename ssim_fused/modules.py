@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._autocast import promised_dtype
 from ._checks import (
-    KINDS,
+    MAP_SETTINGS,
     SETTINGS,
     Sigma,
     Taps,
@@ -247,7 +247,7 @@ class PhotometricLoss(_Settings):
         padding: str = "same",
         **settings: Any,
     ) -> None:
-        names = (name for name in _NAMES if name not in ("reduction", *KINDS))
+        names = (name for name in _NAMES if name not in ("reduction", *MAP_SETTINGS))
         check_names(self, settings, ("lambda_dssim", *names))
         super().__init__(
             kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding, **settings

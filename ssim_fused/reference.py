@@ -80,7 +80,7 @@ def _median_of_three(pixels: Tensor) -> Tensor:
 
 def _form(settings: Settings, a: Tensor, b: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """The loss of a kind, from the terms at the head of this file."""
-    if settings.kind == "contrast":
+    if settings.kind == "contrast_structure":
         return q / (b + q / 2)
     if settings.kind == "luminance":
         return p / (a + p / 2)

@@ -75,7 +75,7 @@ def value_and_grad(function, x, *others):
 
 
 @native
-@pytest.mark.parametrize("kind", ["contrast", "luminance", "nonnegative"])
+@pytest.mark.parametrize("kind", ["contrast_structure", "luminance", "nonnegative"])
 @pytest.mark.parametrize("offset", [(0, 0), (1, 0), (1, 1)])
 def test_opcheck_of_halved_images(kind, offset):
     x, y = pictures((2, 3, 21, 25))

@@ -113,7 +113,7 @@ CALLS = {
     "same": {},
     "valid": {"valid": True},
     "any window": {"windows": ((7, 1.5), (5, 1.0))},
-    "contrast": {"kind": "contrast"},
+    "contrast-structure": {"kind": "contrast_structure"},
     "data_range 255": {"data_range": 255.0},
 }
 

@@ -166,7 +166,7 @@ def test_opcheck_of_masks_weights_and_volumes(size):
     mask = (torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0)) > 0.2).float()
     beside = (torch.rand_like(x), mask.expand_as(x), torch.rand_like(x))
     ops, settings = torch.ops.ssim_fused, settings_arguments()
-    for kind in ("contrast", "luminance", "nonnegative"):
+    for kind in ("contrast_structure", "luminance", "nonnegative"):
         settings = settings_arguments(kind=kind)
         arguments = (x, y, *beside, *settings, SUM, ())
         torch.library.opcheck(ops.loss.default, arguments)

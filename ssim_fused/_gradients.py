@@ -7,6 +7,7 @@ knows second derivatives.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,8 +34,16 @@ def spread(grad: Tensor, shape: list[int], share: Tensor | None) -> Tensor:
     return grad if share is None else grad * share
 
 
-def _wanted(needs: tuple[bool, ...], grads: Any) -> tuple[Tensor | None, ...]:
-    return tuple(grad if needed else None for grad, needed in zip(grads, needs))
+def if_needed(needs: Iterable[bool], grads: Iterable[Any]) -> tuple:
+    """Gradients by the two images; None for one that is not needed."""
+    need_input, need_target = needs
+    grad_input, grad_target = grads
+    return grad_input if need_input else None, grad_target if need_target else None
+
+
+def by_images(ctx: Any, grads: tuple) -> tuple:
+    """What a backward returns: gradients by the two images, None for what else forward takes."""
+    return *grads, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 def _map_shape(input: Tensor, settings: Any) -> list[int]:
@@ -58,20 +67,18 @@ def _save_loss(ctx: Any, inputs: tuple, output: Any) -> None:
 def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tensor | None) -> tuple:
     if any(grad is not None for grad in of_gradients):
         raise NotImplementedError(_SECOND)
-    nothing = (None,) * (12 + len(ctx.wanted))
     if grad_value is None:
-        return None, None, *nothing
+        return by_images(ctx, (None, None))
     input, target, share, mask, coverage, *made = ctx.saved_tensors
     *settings, reduction, term_weights = ctx.beside
     needs = ctx.needs_input_grad[:2]
     shape = _map_shape(input, settings)
-    windows = math.prod(shape[2:])
     if reduction == PLANE:
-        grad_map = spread(grad_value / windows, shape, share)
+        grad_map = spread(grad_value / math.prod(shape[2:]), shape, share)
         grads = torch.ops.ssim_fused.loss_backward.default(
             grad_map, input, target, mask, coverage, *settings, *needs
         )
-        return *_wanted(needs, grads), *nothing
+        return by_images(ctx, if_needed(needs, grads))
     if not made or any(needed and not had for needed, had in zip(needs, ctx.wanted)):
         _, *made = torch.ops.ssim_fused.loss_and_gradients.default(
             input, target, share, mask, coverage, *ctx.beside, *needs
@@ -79,10 +86,9 @@ def _gradients_of_loss(ctx: Any, grad_value: Tensor | None, *of_gradients: Tenso
     if term_weights:
         grad_value = grad_value[0]  # of the sum alone
     if input.dtype == torch.float16 and reduction == MEAN:
-        planes = input.shape[0] * input.shape[1]
-        grad_value = grad_value * of_stored(planes * windows, term_weights)
+        grad_value = grad_value * of_stored(math.prod(shape), term_weights)
     grads = (grad * grad_value.to(grad.dtype) for grad in made)
-    return *_wanted(needs, grads), *nothing
+    return by_images(ctx, if_needed(needs, grads))
 
 
 # ---- the map ----
@@ -99,7 +105,7 @@ def _gradients_of_map(ctx: Any, grad_map: Tensor) -> tuple:
     grads = torch.ops.ssim_fused.loss_backward.default(
         grad_map.to(accumulate_dtype(input)), input, target, mask, coverage, *ctx.settings, *needs
     )
-    return *_wanted(needs, grads), *(None,) * 9
+    return by_images(ctx, if_needed(needs, grads))
 
 
 # ---- one scale of MS-SSIM ----
@@ -126,13 +132,13 @@ def _gradients_of_scale(ctx: Any, *grads: Tensor | None) -> tuple:
         made = [grad_input, grad_target]
     if grad_planes is None:
         grad_planes = input.new_zeros(input.shape[:2], dtype=accumulate_dtype(input))
-    found = [
+    found = tuple(
         torch.ops.ssim_fused.unpool.default(grad, grad_planes, half, ctx.offset).to(input.dtype)
         if needed
         else None
         for needed, grad, half in zip(needs, made, grad_halves)
-    ]
-    return *found, *(None,) * (len(ctx.settings) + 3)
+    )
+    return by_images(ctx, found)
 
 
 def register_gradients() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _distributed, reference
-from ._gradients import of_stored, spread
+from ._gradients import by_images, if_needed, of_stored, spread
 from ._paths import in_float32, why_reference
 from ._request import (
     KINDS,
@@ -235,14 +235,14 @@ class _ScalarLoss(torch.autograd.Function):
         input, target, settings, share, mask, coverage, term_weights, need_input, need_target
     ):
         request = Request(input, target, settings, share, mask, coverage)
-        value, grad_input, grad_target = _call(
+        value, *gradients = _call(
             torch.ops.ssim_fused.loss_and_gradients.default,
             *_loss_arguments(request),
             term_weights,
             need_input,
             need_target,
         )
-        return value, grad_input if need_input else None, grad_target if need_target else None
+        return value, *if_needed((need_input, need_target), gradients)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -257,7 +257,7 @@ class _ScalarLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_value, *_):
         if grad_value is None:
-            return (None,) * 9
+            return by_images(ctx, (None, None))
         input, target, grad_input, grad_target, *beside = ctx.saved_tensors
         settings = ctx.settings
         if _wants_higher_order(input, target, grad_value):
@@ -271,22 +271,20 @@ class _ScalarLoss(torch.autograd.Function):
             gradients = _differentiable_gradients(
                 ctx.needs_input_grad, (grad_value,), request, compute
             )
-            return *gradients, *(None,) * 7
+            return by_images(ctx, gradients)
         if ctx.term_weights:
             grad_value = grad_value[0]  # of the sum alone
         if input.dtype == torch.float16 and settings.reduction == "mean":
-            planes = input.shape[0] * input.shape[1]
-            windows = planes * _windows(Request(input, target, settings))
+            windows = math.prod(Request(input, target, settings).map_shape())
             grad_value = grad_value * of_stored(windows, ctx.term_weights)
         # what was saved is handed out, scaled in its place, only where nobody asks for it again
         last = _may_write_to_saved(ctx, grad_value)
-        if last and _is_one(grad_value):
-            return grad_input, grad_target, *(None,) * 7
-        scale = torch.Tensor.mul_ if last else torch.mul
         gradients = (grad_input, grad_target)
-        return *(None if made is None else scale(made, grad_value) for made in gradients), *(
-            None,
-        ) * 7
+        if last and _is_one(grad_value):
+            return by_images(ctx, gradients)
+        multiply = torch.Tensor.mul_ if last else torch.mul
+        scaled = tuple(None if made is None else multiply(made, grad_value) for made in gradients)
+        return by_images(ctx, scaled)
 
 
 # ---- per plane, per image and map: forward keeps the images alone, backward recomputes ----
@@ -295,15 +293,7 @@ class _ScalarLoss(torch.autograd.Function):
 def _per_plane(request: Request) -> Tensor:
     """[N, C]: means of the planes, or the sums of their windows' shares."""
     planes = _call(torch.ops.ssim_fused.loss.default, *_loss_arguments(request, PLANE), ())
-    return planes if request.share is None else planes * _windows(request)
-
-
-def _windows(request: Request) -> int:
-    """How many windows a plane has."""
-    count = 1
-    for length in request.map_shape()[2:]:
-        count *= length
-    return count
+    return planes if request.share is None else planes * math.prod(request.map_shape()[2:])
 
 
 class _MapLoss(torch.autograd.Function):
@@ -337,31 +327,26 @@ class _MapLoss(torch.autograd.Function):
             gradients = _differentiable_gradients(
                 ctx.needs_input_grad, (grad_value,), request, lambda r: (reference.reduced_loss(r),)
             )
-            return *gradients, *(None,) * 4
+            return by_images(ctx, gradients)
         grad_map = grad_value.to(accumulate_dtype(input))
         if ctx.settings.reduction != "none":
-            if ctx.settings.reduction == "image":
+            shape, of_images = request.map_shape(), ctx.settings.reduction == "image"
+            if of_images:
                 grad_map = grad_map[:, None]
             if request.share is None:
-                planes = input.shape[1] if ctx.settings.reduction == "image" else 1
-                grad_map = grad_map / (planes * _windows(request))
-            grad_map = spread(grad_map, request.map_shape(), request.share)
-        need_input, need_target = ctx.needs_input_grad[:2]
-        grad_input, grad_target = _call(
+                grad_map = grad_map / math.prod(shape[1 if of_images else 2 :])
+            grad_map = spread(grad_map, shape, request.share)
+        needs = ctx.needs_input_grad[:2]
+        gradients = _call(
             torch.ops.ssim_fused.loss_backward.default,
             grad_map,
             input,
             target,
             *beside[1:],
             *_arguments(ctx.settings, input),
-            need_input,
-            need_target,
+            *needs,
         )
-        return (
-            grad_input if need_input else None,
-            grad_target if need_target else None,
-            *(None,) * 4,
-        )
+        return by_images(ctx, if_needed(needs, gradients))
 
 
 # ---- one scale of MS-SSIM: the loss of each plane, and both images at half their size ----
@@ -370,7 +355,7 @@ class _MapLoss(torch.autograd.Function):
 class _ScaleLoss(torch.autograd.Function):
     @staticmethod
     def forward(input, target, settings, offset, need_input, need_target):
-        *made, grad_input, grad_target = _call(
+        planes, half_input, half_target, *gradients = _call(
             torch.ops.ssim_fused.loss_and_pool.default,
             input,
             target,
@@ -379,7 +364,7 @@ class _ScaleLoss(torch.autograd.Function):
             need_input,
             need_target,
         )
-        return *made, grad_input if need_input else None, grad_target if need_target else None
+        return planes, half_input, half_target, *if_needed((need_input, need_target), gradients)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -404,16 +389,16 @@ class _ScaleLoss(torch.autograd.Function):
                 Request(input, target, ctx.settings),
                 lambda request: reference.scale(request, ctx.offset),
             )
-            return *gradients, *(None,) * 4
+            return by_images(ctx, gradients)
         grad_planes, *grad_pooled = grads
         if grad_planes is None:
             grad_planes = input.new_zeros(input.shape[:2])
         last = _may_write_to_saved(ctx, *grads)
-        gradients = (
+        gradients = tuple(
             None if grad is None else _unpool(grad, grad_planes, from_half, ctx.offset, last)
             for grad, from_half in zip(made, grad_pooled)
         )
-        return *gradients, *(None,) * 4
+        return by_images(ctx, gradients)
 
 
 def _unpool(

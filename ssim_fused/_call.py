@@ -20,7 +20,7 @@ from ._checks import (
     check_settings,
     resolve_range,
 )
-from ._masks import sum_from, with_mask, with_weight
+from ._masks import sum_from, with_shares
 from ._request import Backend, Request, Settings, value_dtype
 
 
@@ -109,10 +109,8 @@ def to_request(
         target = _border.extend(target, pads, settings.padding)
         settings = settings._replace(padding="valid")
     request = Request(input, target, settings)
-    if weight is not None:
-        request = with_weight(request, weight)
-    if mask is not None:
-        request = with_mask(request, mask, mask_threshold, weight, given)
+    if mask is not None or weight is not None:
+        request = with_shares(request, mask, mask_threshold, weight, given)
     return request, promise
 
 

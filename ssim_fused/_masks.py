@@ -92,37 +92,54 @@ def _check_each_image_counts(weight: Tensor, request: Request, what: str) -> Non
     verify(sums > 0, what, of_images=True)
 
 
-def with_weight(request: Request, weight: Tensor) -> Request:
-    image, settings = request.input, request.settings
-    check_beside("weight", weight, image, request.map_shape()[2:])
-    if settings.reduction == "none":
+def with_shares(
+    request: Request,
+    mask: Tensor | None,
+    threshold: float,
+    weight: Tensor | None,
+    given: Settings,
+) -> Request:
+    """A request whose windows see a mask's pixels alone, count by a weight, or both.
+
+    given: the settings of the call, with the border that is around the images already.
+    """
+    if weight is not None:
+        weight = _checked_weight(request, weight)
+    if mask is not None:
+        threshold = fraction("mask_threshold", threshold)
+        request, counted = _with_mask(request, mask, threshold, given)
+        if request.settings.reduction == "none":
+            return request
+        counted = counted.to(accumulate_dtype(request.input))
+        weight = counted if weight is None else counted * weight
+        what = f"mask leaves no window with a weight above {threshold}"
+        _check_each_image_counts(weight, request, what)
+    return request if weight is None else request._replace(share=_shares(weight, request))
+
+
+def _checked_weight(request: Request, weight: Tensor) -> Tensor:
+    """A weight in the type of sums, or a clear error."""
+    check_beside("weight", weight, request.input, request.map_shape()[2:])
+    if request.settings.reduction == "none":
         raise ValueError("weight needs a reduction, got 'none'")
-    weight = weight.to(accumulate_dtype(image))
+    weight = weight.to(accumulate_dtype(request.input))
     verify((weight >= 0) & (weight < math.inf), "weight must be finite and not negative")
     _check_each_image_counts(weight, request, "weight is zero all over")
-    return request._replace(share=_shares(weight, request))
+    return weight
 
 
-def with_mask(
-    request: Request, mask: Tensor, threshold: float, weight: Tensor | None, outside: Settings
-) -> Request:
-    image, settings = request.input, request.settings
-    threshold = fraction("mask_threshold", threshold)
+def _with_mask(
+    request: Request, mask: Tensor, threshold: float, given: Settings
+) -> tuple[Request, Tensor]:
+    """A request with a mask and its coverage; and which windows count."""
+    image = request.input
     mask = mask.to(accumulate_dtype(image))
     verify((mask >= 0) & (mask <= 1), "mask must lie in [0, 1]")
-    if outside.padding in BORDERS:
-        mask = _border.extend(mask, outside.pads(request.axes()), outside.padding)
+    if given.padding in BORDERS:
+        mask = _border.extend(mask, given.pads(request.axes()), given.padding)
     with full_precision(image):
-        seen = filter_axes(mask, settings)
+        seen = filter_axes(mask, request.settings)
     counted = seen > threshold
     coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape())
-    shares = None
-    if settings.reduction != "none":
-        weights = counted.to(mask.dtype)
-        if weight is not None:
-            weights = weights * weight.to(mask.dtype)
-        what = f"mask leaves no window with a weight above {threshold}"
-        _check_each_image_counts(weights, request, what)
-        shares = _shares(weights, request)
     whole = request.map_shape()[:2] + list(mask.shape[2:])
-    return request._replace(share=shares, mask=mask.expand(whole), coverage=coverage)
+    return request._replace(mask=mask.expand(whole), coverage=coverage), counted

@@ -25,13 +25,14 @@ def _gpu(device: int) -> str:
 
 def _cuda_path() -> str:
     if torch.version.cuda is None:
-        return "none: this torch is built without CUDA"
+        return f"none: {_paths.cuda_reason}"
     if _paths.cuda_reason is not None:
         reason = _paths.cuda_reason
         path = f"fallback (plain PyTorch): the CUDA library is not in use because {reason}"
     else:
-        most = _paths.CUDA_MOST_TAPS
-        path = f"native ({_DTYPES}); windows of more than {most} taps by the fallback"
+        most, of_volumes = _paths.CUDA_MOST_TAPS, _paths.CUDA_MOST_TAPS_OF_A_VOLUME
+        left = f"windows of more than {most} taps (volumes: {of_volumes}) by the fallback"
+        path = f"native ({_DTYPES}); {left}"
     if torch.cuda.is_available():
         gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
         return "; ".join([path, *gpus])

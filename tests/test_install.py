@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -78,6 +79,20 @@ def info(package):
 def test_report_names_the_instruction_set():
     assert f"native, {torch.ops.ssim_fused.cpu_isa()}" in report()
     assert torch.__version__ in report()
+
+
+def test_info_tells_what_the_cuda_kernels_leave_to_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    monkeypatch.setattr(_paths, "cuda_reason", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    left = "windows of more than 33 taps (volumes: 15) by the fallback"
+    assert left in report()
+
+
+def test_info_tells_why_there_is_no_cuda_path_in_the_words_of_explain(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(_paths, "cuda_reason", "this test has taken it away")
+    assert re.search(r"^cuda +none: this test has taken it away$", report(), re.M)
 
 
 @native

@@ -1,7 +1,7 @@
 // The operators of ssim_fused: schemas, and their CPU implementation.
 //
 // Built on LibTorch's stable ABI, so that one file serves every torch from 2.10 on. Fake (meta)
-// kernels and autograd are in ssim_fused/_ops.py.
+// kernels are in ssim_fused/_fakes.py, the operators' gradients in ssim_fused/_gradients.py.
 #include "ssim_cpu.h"
 #include "ssim_operators.h"
 

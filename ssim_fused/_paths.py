@@ -16,7 +16,7 @@ from ._request import Request
 
 LIBRARY = Path(__file__).with_name("_C_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
-CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_kernel.h
+CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_geometry.h
 # what fits a block's shared memory, with gradients and in float64
 CUDA_MOST_TAPS_OF_A_VOLUME = 15
 

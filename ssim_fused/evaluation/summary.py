@@ -21,7 +21,7 @@ class Summary:
         compared, failed: how many pairs have values, and how many have an error.
         without_ms_ssim: how many of those compared have no MS-SSIM.
         similarities: the SSIM of each pair that was compared.
-        worst: (SSIM, number, result) of those with the least SSIM, in no order.
+        worst: (-SSIM, -number, result) of those with the least SSIM, a heap.
         errors: the first of the errors.
     """
 

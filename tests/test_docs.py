@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import importlib.util
 import re
 import shutil
@@ -209,6 +210,47 @@ def test_times_in_the_text_are_those_of_the_results():
 def test_counts_of_others_have_a_source():
     text = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(r"family, counted on its compiled kernels[^.]*, executes about 1,000", text)
+
+
+# ---- CONTRIBUTING.md's tree ----
+
+
+def tree() -> list[str]:
+    """What the tree names, with wildcards; of folders whose files have lines below, those."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## The tree\n\n")[1].split("\n##")[0]
+    named: list[str] = []
+    folder = ""
+    for line in section.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        if not line.startswith(" " * 8):
+            folder = names[0][: names[0].rfind("/") + 1]
+            names[0] = names[0].removeprefix(folder)
+        elif named[-1] == folder:
+            named.pop()
+        for name in names:
+            inside = re.fullmatch(r"\{(.+)\}(.+)", name)
+            parts = [part + inside[2] for part in inside[1].split(",")] if inside else [name]
+            named += [folder + part for part in parts]
+    return named
+
+
+def tracked() -> list[str]:
+    """The files that git knows, less the marks of packages."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split() if not name.endswith("/__init__.py")]
+
+
+def is_in(name: str, place: str) -> bool:
+    return name.startswith(place) if place.endswith("/") else fnmatch.fnmatch(name, place)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
+def test_the_tree_names_every_file():
+    places, files = tree(), tracked()
+    assert not [place for place in places if not any(is_in(name, place) for name in files)]
+    folders = ("csrc/", "ssim_fused/", "benchmarks/")
+    told = [name for name in files if name.startswith(folders)]
+    assert not [name for name in told if not any(is_in(name, place) for place in places)]
 
 
 # ---- the site ----

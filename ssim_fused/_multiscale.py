@@ -136,8 +136,9 @@ def _factors(
                 input=_border.extend(input, pads, settings.padding),
                 target=_border.extend(target, pads, settings.padding),
             )
-        odd = any(length % 2 for length in input.shape[2:])
-        if not last and settings.padding not in BORDERS and not (pooling == "edge" and odd):
+        # asked of "edge" alone: compiled code is made for the answer
+        twice = pooling == "edge" and any(length % 2 for length in input.shape[2:])
+        if not last and settings.padding not in BORDERS and not twice:
             planes, input, target = backend.scale(request, _offset(input, pooling))
         else:
             planes = backend.reduced_loss(request)

@@ -88,7 +88,7 @@ def _separate_terms(
         image = input if batched else input.unsqueeze(0)
         seen = with_batch(mask, axes, batched) if isinstance(mask, Tensor) else mask
         check_beside("mask", seen, image, image.shape[2:])
-        seen = seen.to(accumulate_dtype(input)).expand(image.shape)
+        seen = seen.to(accumulate_dtype(input))
         _check_seen(seen)
         seen = seen if batched else seen.squeeze(0)
     found = [alone, *differences(input, target, term_weights[1:], seen)]
@@ -111,7 +111,10 @@ def to_psnr(mse: Tensor, data_range: float) -> Tensor:
 def differences(
     input: Tensor, target: Tensor, weights: Sequence[float], seen: Tensor | None = None
 ) -> list[Tensor]:
-    """Means of squared and of absolute differences, weighted with ``seen``; 0 for a weight of 0."""
+    """Means of squared and of absolute differences, weighted with ``seen``; 0 for a weight of 0.
+
+    seen: (N or 1, C or 1, ...).
+    """
     means = zip(weights, (torch.square, torch.abs))
     zero = input.new_zeros((), dtype=accumulate_dtype(input))
     return [_mean_of(of, input, target, seen) if weight else zero for weight, of in means]
@@ -127,7 +130,8 @@ def _mean_of(
         return sum_from(of(difference)).squeeze() / difference.numel()
     # what is not seen may be NaN
     difference = torch.where(seen > 0, difference, torch.zeros_like(difference))
-    return (sum_from(of(difference) * seen) / sum_from(seen)).squeeze()
+    copies = difference.numel() // seen.numel()  # one mask may be for all channels or images
+    return (sum_from(of(difference) * seen) / (copies * sum_from(seen))).squeeze()
 
 
 def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:

@@ -320,9 +320,10 @@ class CVAELoss(nn.Module):
 
     Shape:
         recon_x, raw_x: (N, C, H, W) or (C, H, W); where ``recon_x`` has one channel and ``raw_x``
-        more, ``raw_x``'s first channel is compared. mu, logvar: (..., latent), of one shape. Loss:
-        (), of the dtype that those of the images and of mu and logvar come to; the KL divergence is
-        computed in float32 at least.
+        more, ``raw_x``'s first channel is compared. mu, logvar: (..., latent), of one shape; a
+        latent of maps is flattened by the caller, ``mu.flatten(1)``. Loss: (), of the dtype that
+        those of the images and of mu and logvar come to; the KL divergence is computed in float32
+        at least.
 
     Example:
         >>> criterion = CVAELoss(alpha=0.5, beta=6e-3)

@@ -134,6 +134,18 @@ def test_compile(backend, names):
         torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["mean", "scales"])
+def test_one_graph_serves_all_sizes(name):
+    torch._dynamo.reset()
+    compiled = torch.compile(FUNCTIONS[name], backend="eager", fullgraph=True, dynamic=True)
+    stance = "default"
+    for size in ((44, 52), (45, 52), (44, 53), (47, 51), (61, 46), (50, 99)):
+        given = images((2, 2, *size), torch.float32)
+        with torch.compiler.set_stance(stance):
+            torch.testing.assert_close(compiled(*given), FUNCTIONS[name](*given))
+        stance = "fail_on_recompile"
+
+
 def test_a_gpus_reason_is_a_constant_of_compiled_code(monkeypatch):
     def read(device):  # what Dynamo cannot trace
         return open(__file__).readline()

@@ -40,8 +40,16 @@ def _image_channels(x: Tensor, y: Tensor, spatial_dims: int | None = None) -> Te
     return y.narrow(-3, 0, 1) if x.shape[-3] == 1 and y.shape[-3] > 1 else y
 
 
+_NAMES = ("kernel_size", *(name for name in SETTINGS if name != "window_size"), "mask_threshold")
+
+
 class _Settings(nn.Module):
-    """A loss with the settings of a window, checked when it is made and shown by print()."""
+    """A loss with the settings of a window, checked when it is made and shown by print().
+
+    They are attributes, which may be set at any time.
+    """
+
+    _names: tuple[str, ...] = ()  # of those that have been set, beside the window's size
 
     def __init__(self, kernel_size: Taps, sigma: Sigma, **settings: Any) -> None:
         super().__init__()
@@ -50,7 +58,11 @@ class _Settings(nn.Module):
         self.sigma = sigma
         for name, value in settings.items():
             setattr(self, name, value)
-        self._names = tuple(settings)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _NAMES and name not in (*self._names, "kernel_size", "sigma"):
+            self._names = (*self._names, name)
 
     def settings(self) -> dict[str, Any]:
         """The settings, by the names that the functions have for them."""
@@ -62,9 +74,6 @@ class _Settings(nn.Module):
         shown = {"kernel_size": self.kernel_size, "sigma": self.sigma}
         shown |= {name: getattr(self, name) for name in self._names}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
-
-
-_NAMES = ("kernel_size", *(name for name in SETTINGS if name != "window_size"), "mask_threshold")
 
 
 class SSIMLoss(_Settings):
@@ -179,13 +188,13 @@ class MSSSIMLoss(_Settings):
             padding=padding,
             window=window,
             spatial_dims=spatial_dims,
+            reduction=reduction,
         )
         check_multiscale(betas, normalize, pooling, per_channel, reduction, spatial_dims)
         self.betas = tuple(betas)
         self.normalize = normalize
         self.pooling = pooling
         self.per_channel = per_channel
-        self.reduction = reduction
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss."""
@@ -196,7 +205,6 @@ class MSSSIMLoss(_Settings):
             normalize=self.normalize,
             pooling=self.pooling,
             per_channel=self.per_channel,
-            reduction=self.reduction,
             **self.settings(),
         )
 
@@ -204,8 +212,7 @@ class MSSSIMLoss(_Settings):
         """The settings, as ``print(module)`` shows them."""
         return (
             f"{super().extra_repr()}, betas={self.betas}, normalize={self.normalize!r}, "
-            f"pooling={self.pooling!r}, per_channel={self.per_channel}, "
-            f"reduction={self.reduction!r}"
+            f"pooling={self.pooling!r}, per_channel={self.per_channel}"
         )
 
 
@@ -299,7 +306,7 @@ def _check_latent(mu: Tensor, logvar: Tensor) -> None:
         )
 
 
-class CVAELoss(nn.Module):
+class CVAELoss(_Settings):
     r"""The loss of a (conditional) VAE: MSE + alpha * (1 - SSIM) + beta * KL divergence.
 
     .. math::
@@ -347,13 +354,10 @@ class CVAELoss(nn.Module):
         k2: float = 0.03,
         padding: str = "same",
     ) -> None:
-        super().__init__()
+        super().__init__(kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding)
         self.alpha = finite("alpha", alpha)
         self.beta = finite("beta", beta)
         self.return_terms = return_terms
-        self.ssim = _Settings(
-            kernel_size, sigma, data_range=data_range, k1=k1, k2=k2, padding=padding
-        )
 
     def forward(
         self, recon_x: Tensor, raw_x: Tensor, mu: Tensor, logvar: Tensor
@@ -368,7 +372,7 @@ class CVAELoss(nn.Module):
                 f"got {tuple(recon_x.shape)} and {tuple(raw_x.shape)}"
             )
         loss, terms = image_loss(
-            recon_x, raw_x, ssim=self.alpha, mse=1.0, return_terms=True, **self.ssim.settings()
+            recon_x, raw_x, ssim=self.alpha, mse=1.0, return_terms=True, **self.settings()
         )
         kl = torch.zeros_like(terms.mse)
         if self.beta != 0:
@@ -382,8 +386,11 @@ class CVAELoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        """The weights, as ``print(module)`` shows them."""
-        return f"alpha={self.alpha}, beta={self.beta}, return_terms={self.return_terms}"
+        """Weights and settings, as ``print(module)`` shows them."""
+        return (
+            f"alpha={self.alpha}, beta={self.beta}, return_terms={self.return_terms}, "
+            f"{super().extra_repr()}"
+        )
 
 
 MSE_SSIM_KL_Loss = CVAELoss

@@ -240,3 +240,26 @@ def test_the_way_of_a_call_is_the_documented_one(as_loss, needs_gradient):
     documented = contributing.partition("## The way of a call")[2].partition("\n## ")[0]
     assert re.findall(r"ssim_fused/(\w+\.py) ", documented) == [*ways[0][:2], ways[0][-1]]
     assert "`ssim` has `compute_ssim` of `_call.py` between" in " ".join(documented.split())
+
+
+def test_settings_may_be_set_later():
+    x, y = pictures((2, 1, 20, 24))
+    latent = torch.zeros(2, 3)
+    for made, later, arguments in (
+        (ssim_fused.SSIMLoss(data_range=2.0, window="uniform"), ssim_fused.SSIMLoss(), (x, y)),
+        (
+            ssim_fused.PhotometricLoss(data_range=2.0, window="uniform"),
+            ssim_fused.PhotometricLoss(),
+            (x, y),
+        ),
+        (
+            ssim_fused.CVAELoss(kernel_size=7, data_range=2.0),
+            ssim_fused.CVAELoss(),
+            (x, y, latent, latent),
+        ),
+    ):
+        assert made(*arguments) != later(*arguments)
+        for name, value in made.settings().items():
+            setattr(later, "kernel_size" if name == "window_size" else name, value)
+        assert made(*arguments) == later(*arguments)
+        assert repr(made) == repr(later)

@@ -333,8 +333,10 @@ def check_pair(input: Tensor, target: Tensor) -> None:
     if 0 in shape or not shape:
         raise ValueError(f"images must not be empty, got shape {tuple(shape)}")
     if input.dtype != target.dtype:
+        floating = input.is_floating_point() and target.is_floating_point()
+        way = "call the loss under autocast too, or convert one" if floating else "convert one"
         raise TypeError(
-            f"input and target must have one dtype, got {input.dtype} and {target.dtype}"
+            f"input and target must have one dtype, got {input.dtype} and {target.dtype}: {way}"
         )
     if input.device != target.device:
         raise ValueError(

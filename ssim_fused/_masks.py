@@ -112,7 +112,7 @@ def with_shares(
             return request
         counted = counted.to(accumulate_dtype(request.input))
         weight = counted if weight is None else counted * weight
-        what = f"mask leaves no window with a weight above {threshold}"
+        what = f"mask leaves no window of which more than mask_threshold = {threshold} is seen"
         _check_each_image_counts(weight, request, what)
     return request if weight is None else request._replace(share=_shares(weight, request))
 

@@ -72,9 +72,10 @@ def _check_size(image: Tensor, settings: Settings, axes: int, scales: int, pooli
     smallest = _smallest(settings, axes, scales, pooling)
     size = image.shape[-axes:]
     if any(length < least for length, least in zip(size, smallest)):
+        way = "fewer betas" if settings.padding == "same" else "fewer betas, or padding='same'"
         raise ValueError(
             f"{scales} scales with this window and padding {settings.padding!r} need images of at "
-            f"least {by(smallest)}, got {by(size)}"
+            f"least {by(smallest)}, got {by(size)}: give {way}"
         )
 
 

@@ -452,7 +452,7 @@ def test_an_empty_channel_is_an_error_where_it_has_a_value(path):
 
 BAD_BESIDE = {
     "mask must lie in [0, 1]": {"mask": 2.0},
-    "mask leaves no window with a weight above 0.5": {"mask": 0.25},
+    "mask leaves no window of which more than mask_threshold = 0.5 is seen": {"mask": 0.25},
     "weight must be finite and not negative": {"weight": -1.0},
     "weight is zero all over": {"weight": 0.0},
 }

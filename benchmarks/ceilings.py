@@ -52,9 +52,3 @@ def by_threads(seconds: float = 1.0) -> list[dict[str, float]]:
         found.append(measure(seconds))
     torch.set_num_threads(threads)
     return found
-
-
-def floor_ns(ceilings: dict[str, float], mode: str) -> float:
-    """The least time a pixel and channel can take: its arithmetic or its memory, the larger."""
-    flops, size = (VALUE_FLOPS, VALUE_BYTES) if mode == "value" else (STEP_FLOPS, STEP_BYTES)
-    return max(flops / ceilings["gflops"], size / ceilings["memory_gb_s"])

@@ -32,7 +32,11 @@ def shim(library: str) -> Any:
 
 def missing(library: str) -> str | None:
     """Why a library cannot be compared here, or None."""
-    package, version = PINNED[library]
+    return missing_package(*PINNED[library])
+
+
+def missing_package(package: str, version: str) -> str | None:
+    """Why a package of PyPI cannot be compared here, or None."""
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,6 @@ engine checks it against float64 with exactly that.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
+
+from .originals import missing_package
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,13 +43,7 @@ class Provider:
             return None if found else f"{self.module} is not installed"
         if self.package is None:
             return None
-        try:
-            found = importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return f"{self.package} is not installed (pip install {self.package}=={self.version})"
-        if found != self.version:
-            return f"{self.package} {self.version} is compared, {found} is installed"
-        return None
+        return missing_package(self.package, self.version)
 
 
 def _channels_apart(loss: Loss) -> Loss:

@@ -33,8 +33,6 @@ def _one_each(found: re.Match[str]) -> str:
 
 def _path(name: str, module: str) -> str:
     """Where mkdocstrings has the object: in the module that defines it."""
-    if "." in name and not name.startswith("ssim_fused"):
-        return name
     return name if "." in name else f"{module}.{name}"
 
 

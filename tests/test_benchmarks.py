@@ -377,7 +377,7 @@ def test_ceilings_are_above_what_is_reached():
     found = ceilings.measure(0.05)
     assert found["gflops"] > 1
     assert found["cache_gb_s"] > 0
-    assert ceilings.floor_ns(found, "step") >= ceilings.floor_ns(found, "value") > 0
+    assert found["memory_gb_s"] > 0
 
 
 def test_the_cache_is_read_longer_than_threads_take_to_start(monkeypatch):

@@ -24,9 +24,9 @@ DPI = 130
 
 
 @contextmanager
-def figure_in(path: Path, rows: int, columns: int, size: tuple[float, float], **style):
+def figure_in(path: Path, rows: int, columns: int, size: tuple[float, float]):
     """Axes (rows, columns) to draw on; what was drawn is saved in `path` at the end."""
-    with plt.rc_context(STYLE | style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, columns, figsize=size, layout="constrained", squeeze=False
         )
@@ -35,12 +35,11 @@ def figure_in(path: Path, rows: int, columns: int, size: tuple[float, float], **
         plt.close(figure)
 
 
-def show(axes, picture: Tensor, title: str = "", label: str = "") -> None:
-    """A picture (C, H, W), C 1 or 3, in [0, 1]; the label stands on its left."""
+def show(axes, picture: Tensor, title: str = "") -> None:
+    """A picture (C, H, W), C 1 or 3, in [0, 1]."""
     pixels = picture.detach().cpu().clamp(0, 1).permute(1, 2, 0).squeeze(2)
     axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10)
-    axes.set_ylabel(label)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common.plots import COLOURS, DPI, STYLE, plt
+from common.plots import COLOURS, DPI, STYLE, figure_in, plt
 from torch import Tensor
 
 from .data import Pictures
@@ -114,8 +114,8 @@ def curves(path: Path, rows: list[dict]) -> None:
     """The terms of the loss by epoch, for training and held-out pictures."""
     panels = {"loss": "Loss", "mse": "MSE", "ssim_loss": "SSIM loss", "kl": "KL divergence"}
     epochs = [row["epoch"] for row in rows]
-    with plt.rc_context(STYLE):
-        figure, all_axes = plt.subplots(1, 4, figsize=(13, 3), layout="constrained")
+    with figure_in(path, 1, len(panels), (13, 3)) as rows_of_axes:
+        all_axes = rows_of_axes[0]
         for axes, (column, title) in zip(all_axes, panels.items()):
             train = [row[column] for row in rows]
             if any(train):  # else a term of weight 0, which training does not compute
@@ -127,8 +127,6 @@ def curves(path: Path, rows: list[dict]) -> None:
             if column != "kl":
                 axes.set_yscale("log")
         all_axes[0].legend(frameon=False)
-        figure.savefig(path, dpi=DPI)
-        plt.close(figure)
 
 
 def comparison(path: Path, table: dict[str, dict[str, float]]) -> None:

@@ -184,3 +184,17 @@ def test_a_window_with_a_hole_does_not_see_what_lies_there(path):
         )
         grads.append(torch.autograd.grad(ssim_map[..., 4, 4], image)[0])
     assert relative_error(*grads) < 1e-5
+
+
+@pytest.mark.parametrize("window_size", [(1, 3), 3, 11])
+def test_a_masked_mean_of_few_pixels(window_size):
+    """As docs/accuracy.md promises it."""
+    settings = {"window_size": window_size, "mask_threshold": 0.9}
+    for seed in range(40):
+        x, y = pictures((1, 1, 24, 28), seed=seed, noise=(0.1, 0.01, 0.001)[seed % 3])
+        mask = (
+            torch.rand(1, 1, 24, 28, generator=torch.Generator().manual_seed(seed)) > 0.1
+        ).float()
+        true = reference.ssim_loss(*(t.double() for t in (x, y)), mask=mask.double(), **settings)
+        found = ssim_fused.ssim_loss(x, y, mask=mask, **settings)
+        assert relative_error(found, true) < 3e-5

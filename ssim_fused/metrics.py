@@ -43,6 +43,11 @@ def _mark(metric: Metric, settings: dict[str, Any]) -> Tensor:
     return torch.tensor(list(hashlib.sha256(said.encode()).digest()[:16]), dtype=torch.uint8)
 
 
+def _single(image: Tensor) -> Tensor:
+    """Half precision as float32, which each image's loss then has, too."""
+    return image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+
+
 class _Mean(Metric):
     """1 minus the mean of losses of images."""
 
@@ -121,6 +126,7 @@ class StructuralSimilarity(_Mean):
 
     def update(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; ``mask`` as in :func:`ssim_fused.ssim_loss`."""
+        input, target = _single(input), _single(target)
         self._add(ssim_loss(input, target, reduction="image", mask=mask, **self.settings))
 
 
@@ -155,6 +161,7 @@ class MultiScaleStructuralSimilarity(_Mean):
 
     def update(self, input: Tensor, target: Tensor) -> None:
         """Add a batch."""
+        input, target = _single(input), _single(target)
         self._add(ms_ssim_loss(input, target, reduction="image", **self.settings))
 
 

@@ -92,6 +92,16 @@ def test_state_keeps_its_digits_in_a_model_of_another_dtype(make, convert):
     assert metric.loss.dtype == metric.images.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [StructuralSimilarity, MultiScaleStructuralSimilarity])
+def test_losses_of_half_images_are_not_rounded(make, dtype):
+    x, y = (image[:2].to(dtype) for image in images((176, 180)))
+    value, true = (
+        updated(make(), *pair, 1).compute().item() for pair in ((x, y), (x.float(), y.float()))
+    )
+    assert value == pytest.approx(true, abs=1e-9)
+
+
 def test_state_moves_to_another_device():
     metric = StructuralSimilarity().to("meta", torch.float16)
     assert {state.device.type for state in metric.metric_state.values()} == {"meta"}

@@ -676,6 +676,19 @@ def test_frame_analytics_has_a_range_for_bytes():
     assert _distance(bytes_, shim("frame_analytics").ssim(x, y, data_range=255)) <= MAP
 
 
+@pytest.mark.parametrize(("name", "kind"), [("SSIM", "small"), ("MSSSIM", "wide")])
+def test_frame_analytics_settings_are_attributes(name, kind):
+    x, y = pictures(kind)
+    values = []
+    for load in (original, _shim):
+        module = load("frame_analytics", name)(dtype=torch.float32)
+        found = [module.data_range, module.win_size, module.K, module.dtype_]
+        module.data_range, module.reduction, module.dtype_ = 3.0, "none", torch.float64
+        values.append((found, module(x, y)))
+    assert values[0][0] == values[1][0]
+    assert _distance(values[0][1], values[1][1]) <= 1e-9
+
+
 # ---- the Metric classes of torchmetrics ----
 
 

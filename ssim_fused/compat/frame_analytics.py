@@ -9,7 +9,6 @@ Its other metrics are not covered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -181,22 +180,33 @@ class SSIM(nn.Module):
         crop_border: int = 0,
     ) -> None:
         super().__init__()
-        self._settings: dict[str, Any] = dict(
-            data_range=data_range,
-            win_size=win_size,
-            sigma=sigma,
-            K=tuple(K),
-            reduction=reduction,
-            return_map=return_map,
-            dtype=dtype,
-            downsample=downsample,
-            luma=luma,
-            crop_border=crop_border,
-        )
+        self.data_range = data_range
+        self.win_size = win_size
+        self.sigma = sigma
+        self.K = tuple(K)
+        self.reduction = reduction
+        self.return_map = return_map
+        self.dtype_ = dtype
+        self.downsample = downsample
+        self.luma = luma
+        self.crop_border = crop_border
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The similarity."""
-        return ssim(x, y, **self._settings)
+        return ssim(
+            x,
+            y,
+            data_range=self.data_range,
+            win_size=self.win_size,
+            sigma=self.sigma,
+            K=self.K,
+            reduction=self.reduction,
+            return_map=self.return_map,
+            dtype=self.dtype_,
+            downsample=self.downsample,
+            luma=self.luma,
+            crop_border=self.crop_border,
+        )
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """1 - SSIM."""
@@ -219,21 +229,31 @@ class MSSSIM(nn.Module):
         crop_border: int = 0,
     ) -> None:
         super().__init__()
-        self._settings: dict[str, Any] = dict(
-            data_range=data_range,
-            win_size=win_size,
-            sigma=sigma,
-            K=tuple(K),
-            weights=weights,
-            reduction=reduction,
-            dtype=dtype,
-            luma=luma,
-            crop_border=crop_border,
-        )
+        self.data_range = data_range
+        self.win_size = win_size
+        self.sigma = sigma
+        self.K = tuple(K)
+        self.weights = BETAS if weights is None else tuple(weights)
+        self.reduction = reduction
+        self.dtype_ = dtype
+        self.luma = luma
+        self.crop_border = crop_border
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The similarity."""
-        return ms_ssim(x, y, **self._settings)
+        return ms_ssim(
+            x,
+            y,
+            data_range=self.data_range,
+            win_size=self.win_size,
+            sigma=self.sigma,
+            K=self.K,
+            weights=self.weights,
+            reduction=self.reduction,
+            dtype=self.dtype_,
+            luma=self.luma,
+            crop_border=self.crop_border,
+        )
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """1 - MS-SSIM."""

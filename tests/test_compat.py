@@ -632,6 +632,25 @@ def test_refused():
             shim("frame_analytics").ssim(x, y, return_map=return_map, reduction="bad")
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "settings"),
+    [
+        ("pytorch_msssim", "ssim", {}),
+        ("pytorch_msssim", "ms_ssim", {}),
+        ("torchmetrics", "structural_similarity_index_measure", {}),
+        ("torchmetrics", "multiscale_structural_similarity_index_measure", {}),
+        ("monai", "SSIMLoss", {"spatial_dims": 2}),
+    ],
+)
+def test_data_range_that_asks_for_a_gradient_is_refused(library, name, settings):
+    x, y = pictures("wide")
+    data_range = torch.tensor(1.0)
+    _call(_shim(library, name), {"data_range": data_range, **settings}, x, y)
+    asks = torch.tensor(1.0, dtype=x.dtype, requires_grad=True)
+    with pytest.raises(ValueError, match="data range must not require a gradient"):
+        _call(_shim(library, name), {"data_range": asks, **settings}, x, y)
+
+
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 
 
@@ -687,6 +706,19 @@ def test_frame_analytics_settings_are_attributes(name, kind):
         values.append((found, module(x, y)))
     assert values[0][0] == values[1][0]
     assert _distance(values[0][1], values[1][1]) <= 1e-9
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SSIM", "small"), ("MS_SSIM", "wide")])
+def test_pytorch_msssim_modules_have_their_window_to_read_and_to_set(name, kind):
+    x, y = pictures(kind)
+    modules = [load("pytorch_msssim", name)(data_range=1.0) for load in (original, _shim)]
+    assert modules[0].win.shape == modules[1].win.shape
+    assert _distance(modules[1].win, modules[0].win) <= 1e-7
+    before = modules[1](x, y)
+    for module in modules:
+        module.win = torch.full((3, 1, 1, 11), 1 / 11, dtype=torch.float64)
+    assert _distance(modules[0](x, y), modules[1](x, y)) <= 1e-9
+    assert _distance(modules[1](x, y), before) > 1e-3
 
 
 # ---- the Metric classes of torchmetrics ----

@@ -65,6 +65,13 @@ def check_shapes(first: Tensor, second: Tensor, axes: Sequence[int]) -> None:
         )
 
 
+def number(data_range: Any) -> float:
+    """A data range as a number; one that asks for a gradient would get none."""
+    if isinstance(data_range, Tensor) and data_range.requires_grad:
+        raise ValueError("the data range must not require a gradient: there is none for it")
+    return float(data_range)
+
+
 def readable(image: Tensor) -> Tensor:
     """Whole numbers in float32, but for those that the kernels read."""
     known = image.is_floating_point() or image.is_complex() or image.dtype in WHOLE

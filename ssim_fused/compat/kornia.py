@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._common import check_shapes, loss, odd_window, similarity, uncovered
+from ._common import check_shapes, loss, number, odd_window, similarity, uncovered
 
 _METRICS = ["SSIM", "SSIM3D", "ssim", "ssim3d"]
 _LOSSES = ["SSIM3DLoss", "SSIMLoss", "ssim3d_loss", "ssim_loss"]
@@ -31,7 +31,7 @@ def _settings(window_size: int, max_val: float, eps: float, padding: str) -> dic
         raise ValueError(f"padding must be 'same' or 'valid', got {padding!r}")
     return {
         "window_size": window_size,
-        "data_range": float(max_val),
+        "data_range": number(max_val),
         "padding": "reflect" if padding == "same" else "valid",
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import ms_ssim_loss
 from .. import ssim as _ssim
 from .._multiscale import BETAS
-from ._common import check_shapes, loss, odd_window, uncovered
+from ._common import check_shapes, loss, number, odd_window, uncovered
 
 __all__ = ["SSIMLoss", "compute_ms_ssim", "compute_ssim_and_cs"]
 STANDS_FOR = {
@@ -41,7 +41,7 @@ def _settings(
     odd_window(kernel_size)
     return {
         "spatial_dims": spatial_dims,
-        "data_range": float(data_range),
+        "data_range": number(data_range),
         "window": str(kernel_type),
         "window_size": kernel_size if isinstance(kernel_size, int) else list(kernel_size),
         "sigma": list(kernel_sigma) if isinstance(kernel_sigma, Sequence) else kernel_sigma,

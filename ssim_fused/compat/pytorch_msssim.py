@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from .. import ms_ssim_loss
 from .._multiscale import BETAS
 from .._windows import gaussian_window
-from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
+from ._common import (
+    check_shapes,
+    loss,
+    multiscale_loss,
+    number,
+    readable,
+    similarity,
+    term,
+    uncovered,
+)
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 STANDS_FOR = {"pytorch_msssim": __all__}
@@ -78,7 +87,7 @@ def ssim(
     window = _windows(X, _taps(win, win_size, win_sigma))
     k1, k2 = K
     settings: dict[str, Any] = dict(
-        data_range=float(data_range), k1=k1, k2=k2, padding="valid", window=window
+        data_range=number(data_range), k1=k1, k2=k2, padding="valid", window=window
     )
     if nonnegative_ssim:
         planes = similarity(X, Y, reduction="channel", **settings).relu()
@@ -108,7 +117,7 @@ def ms_ssim(
         raise AssertionError(f"images must be larger than {needed}, got {tuple(X.shape[-2:])}")
     betas = tuple(BETAS if weights is None else [float(weight) for weight in weights])
     k1, k2 = K
-    settings: dict[str, Any] = dict(data_range=float(data_range), k1=k1, k2=k2, padding="valid")
+    settings: dict[str, Any] = dict(data_range=number(data_range), k1=k1, k2=k2, padding="valid")
     if len(betas) <= 5 and (X.dim() == 4 or X.shape[2] > needed):
         return 1 - ms_ssim_loss(
             X,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import ssim as _ssim
 from .._multiscale import BETAS
-from ._common import check_shapes, loss, multiscale_loss, readable
+from ._common import check_shapes, loss, multiscale_loss, number, readable
 
 _FUNCTIONS = [
     "multiscale_structural_similarity_index_measure",
@@ -79,12 +79,12 @@ def _ranged(preds: Tensor, target: Tensor, data_range: Range) -> tuple[Tensor, T
         target = target.to(preds.dtype)
     check_shapes(preds, target, (4, 5))
     if data_range is not None and not isinstance(data_range, tuple):
-        return readable(preds), readable(target), float(data_range)
+        return readable(preds), readable(target), number(data_range)
     if not preds.is_floating_point():
         preds, target = preds.float(), target.float()
     if data_range is not None:
         low, high = data_range
-        return preds.clamp(low, high), target.clamp(low, high), float(high - low)
+        return preds.clamp(low, high), target.clamp(low, high), number(high - low)
     # SSIM of images divided by their range, so that the range has its gradient
     ranges = preds.max() - preds.min(), target.max() - target.min()
     found = torch.where(ranges[1] > ranges[0], ranges[1], ranges[0])  # one has all the gradient

@@ -142,7 +142,29 @@ def ms_ssim(
     return planes.mean() if size_average else planes.mean(1)
 
 
-class SSIM(nn.Module):
+class _Windowed(nn.Module):
+    """A module that has a window to read and to set."""
+
+    def _make(self, size: int, sigma: float, channel: int, spatial_dims: int) -> None:
+        self.win_size = size
+        self.win_sigma = sigma
+        self._shape = (channel, *(1,) * spatial_dims, 1)
+        self._win: Tensor | None = None  # ssim makes one of numbers, which torch.compile can trace
+
+    @property
+    def win(self) -> Tensor:
+        """The window, [channel, 1, ..., win_size]; in float64 unless it is set."""
+        if self._win is None:
+            taps = _taps(None, self.win_size, self.win_sigma)
+            self._win = torch.tensor(taps, dtype=torch.float64).repeat(self._shape)
+        return self._win
+
+    @win.setter
+    def win(self, win: Tensor) -> None:
+        self._win = win
+
+
+class SSIM(_Windowed):
     """:func:`ssim` as a module; ``channel`` and ``spatial_dims`` are read from the images."""
 
     def __init__(
@@ -159,8 +181,7 @@ class SSIM(nn.Module):
         super().__init__()
         self.data_range = data_range
         self.size_average = size_average
-        self.win_size = win_size
-        self.win_sigma = win_sigma
+        self._make(win_size, win_sigma, channel, spatial_dims)
         self.K = K
         self.nonnegative_ssim = nonnegative_ssim
 
@@ -173,12 +194,13 @@ class SSIM(nn.Module):
             size_average=self.size_average,
             win_size=self.win_size,
             win_sigma=self.win_sigma,
+            win=self._win,
             K=self.K,
             nonnegative_ssim=self.nonnegative_ssim,
         )
 
 
-class MS_SSIM(nn.Module):
+class MS_SSIM(_Windowed):
     """:func:`ms_ssim` as a module; ``channel`` and ``spatial_dims`` are read from the images."""
 
     def __init__(
@@ -195,8 +217,7 @@ class MS_SSIM(nn.Module):
         super().__init__()
         self.data_range = data_range
         self.size_average = size_average
-        self.win_size = win_size
-        self.win_sigma = win_sigma
+        self._make(win_size, win_sigma, channel, spatial_dims)
         self.weights = weights
         self.K = K
 
@@ -209,6 +230,7 @@ class MS_SSIM(nn.Module):
             size_average=self.size_average,
             win_size=self.win_size,
             win_sigma=self.win_sigma,
+            win=self._win,
             weights=self.weights,
             K=self.K,
         )

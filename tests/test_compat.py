@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import pickle
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -837,8 +838,8 @@ def test_install_pytorch_msssim(clean):
             _ = pytorch_msssim.gaussian_filter
         with pytest.raises(NotImplementedError, match="gaussian_filter"):
             from pytorch_msssim import gaussian_filter  # noqa: F401
-        with pytest.raises(ImportError, match=r"the module pytorch_msssim\.ssim"):
-            import pytorch_msssim.ssim
+        with pytest.raises(ImportError, match=r"the module pytorch_msssim\.other"):
+            import pytorch_msssim.other
         with pytest.raises(ValueError, match="already"):
             compat.install("pytorch_msssim")
     with pytest.raises(ValueError, match="not installed"):
@@ -896,14 +897,68 @@ def test_install_leaves_the_rest_of_a_library(clean):
         assert torchmetrics.image.StructuralSimilarityIndexMeasure.__module__.startswith(
             "ssim_fused"
         )
-        with pytest.raises(NotImplementedError, match="PeakSignalNoiseRatio"):
-            from torchmetrics.image import PeakSignalNoiseRatio
+        with pytest.raises(NotImplementedError, match="_ssim_update"):
+            from torchmetrics.functional.image.ssim import _ssim_update  # noqa: F401
     from torchmetrics.image import PeakSignalNoiseRatio
 
     assert torchmetrics.image is sys.modules["torchmetrics.image"]
     assert torchmetrics.image.PeakSignalNoiseRatio is PeakSignalNoiseRatio
     theirs = torchmetrics.functional.structural_similarity_index_measure
     assert theirs.__module__.startswith("torchmetrics")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("library", "line"),
+    [
+        ("skimage", "from skimage.restoration import calibrate_denoiser"),
+        ("skimage", "from skimage.metrics import peak_signal_noise_ratio"),
+        ("torchmetrics", "from torchmetrics.image import PeakSignalNoiseRatio"),
+        ("torchmetrics", "from torchmetrics.image.psnr import PeakSignalNoiseRatio"),
+        ("kornia", "from kornia.losses import PSNRLoss"),
+        ("monai", "from monai.metrics import DiceMetric"),
+        ("monai", "from monai.losses.dice import DiceLoss"),
+        ("frame_analytics", "from frame_analytics import psnr"),
+    ],
+)
+def test_install_leaves_what_has_nothing_to_do_with_ssim(clean, library, line):
+    if reason := originals.missing(library):
+        pytest.skip(reason)
+    inside, after = {}, {}
+    with compat.install(library):
+        exec(line, inside)
+    exec(line, after)
+    name = line.split()[-1]
+    assert inside[name] is after[name]
+
+
+def test_install_offers_modules_that_are_imported_meanwhile_to_the_original(clean):
+    theirs = originals.load("skimage", "structural_similarity")
+    with compat.install("skimage"):
+        import skimage.metrics.set_metrics as inside
+    import skimage.metrics
+
+    assert skimage.metrics.set_metrics is inside
+    assert skimage.metrics.structural_similarity is theirs
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "kind", "settings"),
+    [
+        ("pytorch_msssim", "SSIM", "small", {"data_range": 1, "win_size": 7, "win_sigma": 1.0}),
+        ("pytorch_msssim", "MS_SSIM", "wide", {"data_range": 1}),
+        ("piq", "SSIMLoss", "small", {"kernel_size": 7}),
+        ("kornia", "SSIMLoss", "small", {"window_size": 7}),
+        ("frame_analytics", "MSSSIM", "wide", {}),
+    ],
+)
+def test_a_module_of_the_original_is_unpickled_under_install(clean, library, name, kind, settings):
+    module = original(library, name)(**settings)
+    pickled = pickle.dumps(module)
+    with compat.install(library):
+        found = pickle.loads(pickled)
+    assert isinstance(found, _shim(library, name))
+    assert _distance(found(*pictures(kind)), module(*pictures(kind))) <= 1e-5
 
 
 def test_install_unknown():

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,45 @@ class _NoModule(ImportError, NotImplementedError):
     """The same of a module, and of ``from stand_in import name``."""
 
 
-class _StandIn(ModuleType):
-    """A module that has some names of another, and refuses the others."""
+def _of_ssim(name: str) -> bool:
+    return re.search("ssim|structural_?similarity", name, re.IGNORECASE) is not None
 
-    def __init__(self, name: str, offered: dict[str, Any]) -> None:
+
+class _StandIn(ModuleType):
+    """A module that has some names of another, and refuses its others of SSIM.
+
+    Where the other module can be imported, it has the rest; without it, the rest is refused, too.
+    """
+
+    def __init__(
+        self, name: str, offered: dict[str, Any], original: ModuleType | None = None
+    ) -> None:
         super().__init__(name, f"ssim_fused.compat in the place of {name}")
-        self.__path__: list[str] = []  # a package without files: nothing lies below it
+        self._original = original
+        # without the original a package without files: nothing lies below it
+        self.__path__: list[str] = list(getattr(original, "__path__", ()))
         self.__spec__ = ModuleSpec(name, loader=None, is_package=True)
+        self.__spec__.submodule_search_locations = self.__path__
         self.__dict__.update(offered)
-        self.__all__ = sorted(offered)
+        self.__all__ = sorted(each for each in offered if not each.startswith("_"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # a module that is imported meanwhile is one of the original, afterwards, too
+        imported = isinstance(value, ModuleType) and not isinstance(value, _StandIn)
+        if imported and name != "_original" and self._original is not None:
+            setattr(self._original, name, value)
+
+    def __dir__(self) -> list[str]:
+        rest = (name for name in dir(self._original or ()) if not name.startswith("__"))
+        return sorted({*self.__dict__, *(name for name in rest if not _of_ssim(name))})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python and its tools ask of any module
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if self._original is not None and not _of_ssim(name):
+            with contextlib.suppress(AttributeError):
+                return getattr(self._original, name)
         raise _NoName(
             f"ssim_fused.compat does not cover {self.__name__}.{name}, "
             f"only {', '.join(self.__all__)}",
@@ -81,14 +108,20 @@ class _StandIn(ModuleType):
 
 
 class _Finder:
-    """Refuses modules below a stand-in; a stand-in that is reloaded stays what it is."""
+    """Refuses modules of SSIM below a stand-in, and those that are not there.
+
+    A stand-in that is reloaded stays what it is.
+    """
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if isinstance(target, _StandIn):
             return target.__spec__
-        parent = sys.modules.get(name.rpartition(".")[0])
+        above, _, last = name.rpartition(".")
+        parent = sys.modules.get(above)
         if isinstance(parent, _StandIn):
+            if not _of_ssim(last) and (spec := PathFinder.find_spec(name, parent.__path__)):
+                return spec
             raise _NoModule(
                 f"ssim_fused.compat does not cover the module {name}, "
                 f"only {', '.join(parent.__all__)}",
@@ -122,6 +155,14 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
+def _original(name: str) -> ModuleType | None:
+    """A module of a library, where it can be imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception:  # a library may fail in its own ways, for one that it needs
+        return None
+
+
 def _library(name: str) -> str:
     if name not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {name!r}")
@@ -133,8 +174,9 @@ def install(library: str) -> Installed:
 
     Call it before the program imports the library: names that are already imported stay what they
     are. Of a library with many modules only those with SSIM are replaced (``kornia.losses``, not
-    ``kornia``). A name that a stand-in lacks is a NotImplementedError where it is used, which is an
-    AttributeError, too; a module below it, and what is imported from it, one that is an
+    ``kornia``), and what has nothing to do with SSIM is that of the library, where it can be
+    imported. Another name that a stand-in lacks is a NotImplementedError where it is used, which is
+    an AttributeError, too; a module below it, and what is imported from it, one that is an
     ImportError.
 
     Args:
@@ -158,16 +200,23 @@ def install(library: str) -> Installed:
         if parent not in targets:
             with contextlib.suppress(ImportError):  # the library's other modules, if it is there
                 importlib.import_module(parent)
+    originals = {target: _original(target) for target in targets}
     stand_ins: dict[str, Any] = {}
     for target, names in targets.items():
-        stand_ins[target] = _StandIn(target, {name: getattr(shim, name) for name in names})
+        offered = {name: getattr(shim, name) for name in names}
+        stand_ins[target] = _StandIn(target, offered, originals[target])
         for parent in _parents(target):
             if parent not in sys.modules and parent not in targets:
                 stand_ins.setdefault(parent, _StandIn(parent, {}))
-    hidden = [name for name in sys.modules if any(p in targets for p in _parents(name))]
+    hidden = [
+        name
+        for name in sys.modules
+        for parent in _parents(name)
+        if parent in targets and (originals[parent] is None or _of_ssim(name[len(parent) :]))
+    ]
     before = {name: sys.modules.get(name, _MISSING) for name in {*stand_ins, *hidden}}
     for name in hidden:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
     sys.modules.update(stand_ins)
     attributes = []
     for name, module in stand_ins.items():

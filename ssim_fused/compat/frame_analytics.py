@@ -19,7 +19,12 @@ from .._multiscale import BETAS
 from ._common import odd_window, similarity
 
 __all__ = ["MSSSIM", "MS_SSIM_WEIGHTS", "SSIM", "ms_ssim", "ssim"]
-STANDS_FOR = {"frame_analytics": __all__}
+__version__ = "0.7.0"
+STANDS_FOR = {
+    "frame_analytics": [*__all__, "__version__"],
+    "frame_analytics.functional": ["MS_SSIM_WEIGHTS", "ms_ssim", "ssim"],
+    "frame_analytics.modules": ["MSSSIM", "SSIM"],
+}
 MS_SSIM_WEIGHTS = BETAS
 
 # weights of red, green and blue; what is added, in data ranges

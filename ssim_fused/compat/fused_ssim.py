@@ -14,7 +14,7 @@ from ._common import check_shapes, similarity
 
 __all__ = ["fused_ssim", "fused_ssim2d", "fused_ssim3d"]
 STANDS_FOR = {
-    "fused_ssim": ["fused_ssim"],
+    "fused_ssim": ["allowed_padding", "fused_ssim"],
     "fused_ssim3d": ["fused_ssim2d", "fused_ssim3d"],
 }
 allowed_padding = ["same", "valid"]

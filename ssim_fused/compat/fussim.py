@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ._common import check_shapes, similarity, uncovered
 
 __all__ = ["SSIM", "SUPPORTED_WINDOW_SIZES", "fused_ssim", "ssim"]
-STANDS_FOR = {"fussim": __all__}
+__version__ = "0.3.15"
+STANDS_FOR = {"fussim": [*__all__, "__version__"]}
 SUPPORTED_WINDOW_SIZES = (7, 9, 11)
 
 

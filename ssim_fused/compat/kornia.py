@@ -18,7 +18,14 @@ from ._common import check_shapes, loss, number, odd_window, similarity, uncover
 _METRICS = ["SSIM", "SSIM3D", "ssim", "ssim3d"]
 _LOSSES = ["SSIM3DLoss", "SSIMLoss", "ssim3d_loss", "ssim_loss"]
 __all__ = [*_METRICS, *_LOSSES]
-STANDS_FOR = {"kornia.metrics": _METRICS, "kornia.losses": _LOSSES}
+STANDS_FOR = {
+    "kornia.metrics": _METRICS,
+    "kornia.metrics.ssim": ["SSIM", "ssim"],
+    "kornia.metrics.ssim3d": ["SSIM3D", "ssim3d"],
+    "kornia.losses": _LOSSES,
+    "kornia.losses.ssim": ["SSIMLoss", "ssim_loss"],
+    "kornia.losses.ssim3d": ["SSIM3DLoss", "ssim3d_loss"],
+}
 
 
 def _settings(window_size: int, max_val: float, eps: float, padding: str) -> dict:

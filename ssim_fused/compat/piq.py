@@ -20,7 +20,12 @@ from .._multiscale import BETAS
 from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
 
 __all__ = ["MultiScaleSSIMLoss", "SSIMLoss", "multi_scale_ssim", "ssim"]
-STANDS_FOR = {"piq": __all__}
+__version__ = "0.8.0"
+STANDS_FOR = {
+    "piq": [*__all__, "__version__"],
+    "piq.ssim": ["SSIMLoss", "ssim"],
+    "piq.ms_ssim": ["MultiScaleSSIMLoss", "multi_scale_ssim"],
+}
 
 
 def _check(x: Tensor, y: Tensor, kernel_size: int) -> None:

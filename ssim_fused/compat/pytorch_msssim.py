@@ -32,7 +32,7 @@ from ._common import (
 )
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
-STANDS_FOR = {"pytorch_msssim": __all__}
+STANDS_FOR = {"pytorch_msssim": __all__, "pytorch_msssim.ssim": __all__}
 
 
 def _dropped(image: Tensor) -> Tensor:
@@ -158,6 +158,13 @@ class _Windowed(nn.Module):
             taps = _taps(None, self.win_size, self.win_sigma)
             self._win = torch.tensor(taps, dtype=torch.float64).repeat(self._shape)
         return self._win
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also that of the original, which has its window and not its sigma."""
+        if "win" in state:
+            state = {"win_sigma": None, "_win": state["win"], **state}
+            del state["win"]
+        super().__setstate__(state)
 
     @win.setter
     def win(self, win: Tensor) -> None:

@@ -652,6 +652,17 @@ def test_data_range_that_asks_for_a_gradient_is_refused(library, name, settings)
         _call(_shim(library, name), {"data_range": asks, **settings}, x, y)
 
 
+@pytest.mark.parametrize("load", [_shim, original])
+def test_losses_are_losses_to_torch_and_check_their_kernel(load):
+    made = [load("monai", "SSIMLoss")(2)]
+    for name in ("SSIMLoss", "MultiScaleSSIMLoss"):
+        loss = load("piq", name)
+        made.append(loss())
+        with pytest.raises(AssertionError, match="odd"):
+            loss(kernel_size=10)
+    assert all(isinstance(loss, torch.nn.modules.loss._Loss) for loss in made)
+
+
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 
 

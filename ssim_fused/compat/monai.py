@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
 
 from .. import ms_ssim_loss
 from .. import ssim as _ssim
@@ -51,7 +52,7 @@ def _settings(
     }
 
 
-class SSIMLoss(nn.Module):
+class SSIMLoss(_Loss):
     """1 - SSIM of (N, C, ...): one value, or for ``reduction="none"`` (N, 1)."""
 
     def __init__(

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
 
 from .._multiscale import BETAS
 from ._common import check_shapes, loss, multiscale_loss, readable, similarity, term, uncovered
@@ -28,10 +29,14 @@ STANDS_FOR = {
 }
 
 
-def _check(x: Tensor, y: Tensor, kernel_size: int) -> None:
+def _check_kernel(kernel_size: int) -> None:
     if kernel_size % 2 == 0:
         # the original has an assert here, which programs may catch
         raise AssertionError(f"kernel_size must be odd, got {kernel_size}")
+
+
+def _check(x: Tensor, y: Tensor, kernel_size: int) -> None:
+    _check_kernel(kernel_size)
     check_shapes(x, y, (4, 5))
     if x.dim() == 5:
         uncovered("complex images in piq, (N, C, H, W, 2)")
@@ -103,7 +108,7 @@ def ssim(
     return [value, _of_images(similarity, x, y, *settings, term="contrast_structure")]
 
 
-class SSIMLoss(nn.Module):
+class SSIMLoss(_Loss):
     """1 - SSIM, of (N, C, H, W)."""
 
     def __init__(
@@ -117,6 +122,7 @@ class SSIMLoss(nn.Module):
         data_range: int | float = 1.0,
     ) -> None:
         super().__init__()
+        _check_kernel(kernel_size)
         self.kernel_size = kernel_size
         self.kernel_sigma = kernel_sigma
         self.k1 = k1
@@ -207,7 +213,7 @@ def multi_scale_ssim(
     return values.sum() if reduction == "sum" else values
 
 
-class MultiScaleSSIMLoss(nn.Module):
+class MultiScaleSSIMLoss(_Loss):
     """1 - MS-SSIM, of (N, C, H, W); the weights of scales are divided by their sum, 1.0001."""
 
     def __init__(
@@ -221,6 +227,7 @@ class MultiScaleSSIMLoss(nn.Module):
         data_range: int | float = 1.0,
     ) -> None:
         super().__init__()
+        _check_kernel(kernel_size)
         self.register_buffer(
             "scale_weights", torch.tensor(BETAS) if scale_weights is None else scale_weights
         )

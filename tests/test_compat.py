@@ -663,6 +663,18 @@ def test_losses_are_losses_to_torch_and_check_their_kernel(load):
     assert all(isinstance(loss, torch.nn.modules.loss._Loss) for loss in made)
 
 
+def test_torchmetrics_sizes_are_checked_for_each_side():
+    name = "multiscale_structural_similarity_index_measure"
+    x, y = (image[..., :64, :180] for image in pictures("wide"))
+    settings = {"data_range": 1.0, "gaussian_kernel": False, "kernel_size": (3, 11)}
+    found, true = (load("torchmetrics", name)(x, y, **settings) for load in (_shim, original))
+    assert _distance(found, true) <= VALUE
+    with pytest.raises(ValueError, match="at least 48 x 176"):
+        shim("torchmetrics").multiscale_structural_similarity_index_measure(
+            x[..., :170], y[..., :170], **settings
+        )
+
+
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 
 

@@ -167,12 +167,11 @@ def multiscale_structural_similarity_index_measure(
     axes = preds.dim() - 2
     settings = _window(gaussian_kernel, sigma, kernel_size, axes)
     settings |= {"k1": k1, "k2": k2, "reduction": "image"}
-    needed = 2 ** len(betas)
     steps = max(1, len(betas) - 1) ** 2
-    needed = max(needed, steps * max(_each(kernel_size, axes)[:2]))
-    if min(preds.shape[-2:]) < needed:
+    rows, columns = (max(2 ** len(betas), steps * k) for k in _each(kernel_size, axes)[:2])
+    if preds.shape[-2] < rows or preds.shape[-1] < columns:
         raise ValueError(
-            f"images must be at least {needed} x {needed}, got {tuple(preds.shape[-2:])}"
+            f"images must be at least {rows} x {columns}, got {tuple(preds.shape[-2:])}"
         )
     if not preds.is_floating_point():
         preds, target = preds.float(), target.float()

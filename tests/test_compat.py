@@ -675,6 +675,17 @@ def test_torchmetrics_sizes_are_checked_for_each_side():
         )
 
 
+@pytest.mark.parametrize("name", ["ssim", "SSIMLoss", "multi_scale_ssim"])
+def test_piq_takes_bytes_beside_floats(name):
+    x, y = ((255 * image).round() for image in pictures("wide"))
+    for pair in ((x.byte(), y.float()), (x.float(), y.byte())):
+        found, true = (
+            _call(load("piq", name), {"data_range": 255}, *pair)[0] for load in (_shim, original)
+        )
+        assert found.dtype == true.dtype
+        assert _distance(found, true) <= MAP
+
+
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 
 

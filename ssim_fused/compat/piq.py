@@ -42,6 +42,14 @@ def _check(x: Tensor, y: Tensor, kernel_size: int) -> None:
         uncovered("complex images in piq, (N, C, H, W, 2)")
 
 
+def _of_one_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images that differ in their type, in the one that holds both."""
+    if x.dtype == y.dtype:
+        return x, y
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float16)
+    return x.to(dtype), y.to(dtype)
+
+
 def _smaller(x: Tensor, y: Tensor, downsample: bool) -> tuple[Tensor, Tensor]:
     """Means of blocks, so that the shorter side comes to about 256 pixels."""
     block = max(1, round(min(x.shape[-2:]) / 256))
@@ -72,7 +80,7 @@ def _of_images(
     term: str = "ssim",
 ) -> Tensor:
     _check(x, y, kernel_size)
-    x, y = _smaller(x, y, downsample)
+    x, y = _smaller(*_of_one_type(x, y), downsample)
     values = compute(
         x,
         y,
@@ -174,6 +182,7 @@ def _multiscale_loss(
     needed = (kernel_size - 1) * 2 ** (len(betas) - 1) + 1
     if min(x.shape[-2:]) < needed:
         raise ValueError(f"images must be at least {needed} x {needed}, got {tuple(x.shape[-2:])}")
+    x, y = _of_one_type(x, y)
     if not x.is_floating_point():
         x, y = x.float(), y.float()
 

@@ -95,7 +95,8 @@ def structural_similarity(
         padding="valid",
         spatial_dims=axes,
     )
-    dtype = np.float32 if im1.dtype in (np.float16, np.float32) else np.float64
+    # of any byte order
+    dtype = np.float32 if im1.dtype.type in (np.float16, np.float32) else np.float64
     mean_type = dtype if channel_axis is not None else np.float64
 
     if not (full or gradient) and taps == win_size:

@@ -687,6 +687,19 @@ def test_piq_takes_bytes_beside_floats(name):
         assert _distance(found, true) <= MAP
 
 
+def test_monai_gives_plain_tensors_for_its_own_and_for_arrays():
+    x, y = (image.float() for image in pictures("small"))
+    if reason := originals.missing("monai"):
+        pytest.skip(reason)
+    meta = importlib.import_module("monai.data").MetaTensor
+    settings = {"spatial_dims": 2, "kernel_size": (7, 7), "kernel_sigma": (1.5, 1.5)}
+    for load in (original, _shim):
+        similarity = load("monai", "compute_ssim_and_cs")
+        for pair in ((meta(x), meta(y)), (x.numpy(), y.numpy())):
+            assert all(type(each) is torch.Tensor for each in similarity(*pair, **settings))
+        assert type(load("monai", "SSIMLoss")(2)(meta(x), meta(y))) is torch.Tensor
+
+
 WHOLE = [torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 
 

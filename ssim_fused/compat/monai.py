@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
@@ -52,6 +53,11 @@ def _settings(
     }
 
 
+def _float32(image: Any) -> Tensor:
+    """A plain float32 tensor of a tensor, MONAI's MetaTensor or an array."""
+    return torch.as_tensor(image).as_subclass(Tensor).float()
+
+
 class SSIMLoss(_Loss):
     """1 - SSIM of (N, C, ...): one value, or for ``reduction="none"`` (N, 1)."""
 
@@ -89,9 +95,10 @@ class SSIMLoss(_Loss):
             self.k1,
             self.k2,
         )
+        input, target = _float32(input), _float32(target)
         check_shapes(input, target, (self.spatial_dims + 2,))
         reduction = "mean" if self.reduction == "mean" else "image"
-        values = loss(input.float(), target.float(), reduction=reduction, **settings)
+        values = loss(input, target, reduction=reduction, **settings)
         if self.reduction == "none":
             return values.unsqueeze(1)
         return values.sum() if self.reduction == "sum" else values
@@ -111,8 +118,9 @@ def compute_ssim_and_cs(
     """The map of SSIM, and that of contrast-structure."""
     kind = str(getattr(kernel_type, "value", kernel_type))
     settings = _settings(spatial_dims, data_range, kind, kernel_size, kernel_sigma, k1, k2)
+    y_pred, y = _float32(y_pred), _float32(y)
     check_shapes(y_pred, y, (spatial_dims + 2,))
-    maps = _ssim(y_pred.float(), y.float(), reduction="none", return_cs=True, **settings)
+    maps = _ssim(y_pred, y, reduction="none", return_cs=True, **settings)
     assert isinstance(maps, tuple)
     return maps
 
@@ -132,10 +140,11 @@ def compute_ms_ssim(
     """MS-SSIM of each image, (N, 1)."""
     kind = str(getattr(kernel_type, "value", kernel_type))
     settings = _settings(spatial_dims, data_range, kind, kernel_size, kernel_sigma, k1, k2)
+    y_pred, y = _float32(y_pred), _float32(y)
     check_shapes(y_pred, y, (spatial_dims + 2,))
     values = ms_ssim_loss(
-        y_pred.float(),
-        y.float(),
+        y_pred,
+        y,
         betas=tuple(float(weight) for weight in weights),
         normalize="relu",
         per_channel=False,

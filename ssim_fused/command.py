@@ -26,7 +26,8 @@ BELOW, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 
 
 def _stop(missing: ImportError) -> NoReturn:
-    print(f"ssim-fused: {missing}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"ssim-fused: {missing}", file=sys.stderr)
     sys.exit(USAGE)
 
 
@@ -228,11 +229,6 @@ class _Console(Console):
 
     def __init__(self, **how: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **how)
-
-    def on_broken_pipe(self) -> None:
-        """Nobody reads any more: print nothing, and end with the code of the results."""
-        with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()
 
 
 @contextlib.contextmanager
@@ -462,14 +458,71 @@ def bench(threads: int | None) -> None:
     _Console().print(table)
 
 
+class _Stream(io.RawIOBase):
+    """Standard output or error: what it does not take is lost, and raises nothing.
+
+    Attributes:
+        failed: whether that was for another reason than a reader who has left.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._owner = stream  # without it, the raw stream is closed
+        self._raw = getattr(stream.buffer, "raw", stream.buffer)
+        self.failed = False
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def fileno(self) -> int:
+        """As rich and click ask for it."""
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        """As rich and click ask for it."""
+        return self._raw.isatty()
+
+    def write(self, data: Any) -> int:
+        """Write, or lose it."""
+        try:
+            return self._raw.write(data)
+        except BrokenPipeError:
+            return len(data)
+        except OSError:
+            self.failed = True
+            return len(data)
+
+
+def _lenient(stream: Any) -> Any:
+    """A standard stream that raises nothing, also where there is none."""
+    if stream is None:
+        stream = open(os.devnull, "w")  # noqa: SIM115
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stream(stream)),
+        stream.encoding,
+        errors="backslashreplace",  # names may hold what the terminal does not have
+        line_buffering=stream.line_buffering,
+    )
+
+
+def _has_failed(stream: Any) -> bool:
+    stream.flush()
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return isinstance(raw, _Stream) and raw.failed
+
+
 def main() -> None:
-    """The entry point."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what the terminal does not have
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """The entry point. No stream that fails, or is not there, changes what the exit code says."""
+    sys.stdout, sys.stderr = _lenient(sys.stdout), _lenient(sys.stderr)
     try:
         group(prog_name="ssim-fused")
     except ImportError as missing:
         _stop(missing)
+    except SystemExit as end:
+        lost = _has_failed(sys.stdout) and end.code in (0, BELOW)
+        sys.exit(INCOMPLETE if lost else end.code)
 
 
 if __name__ == "__main__":

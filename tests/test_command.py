@@ -268,6 +268,33 @@ def test_a_reader_who_leaves_changes_no_exit_code(tmp_path):
     done.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("compare nope1 nope2 2>&-", command.INCOMPLETE),
+        ("compare nope1 nope2 2>/dev/full", command.INCOMPLETE),
+        ("compare nope1 nope2 >&- 2>&-", command.INCOMPLETE),
+        ("compare a b --bogus 2>&-", command.USAGE),
+        ("compare a b --bogus 2>/dev/full", command.USAGE),
+        ("compare a b --csv /dev/full --quiet >/dev/full 2>&1", command.INCOMPLETE),
+        ("compare a b >/dev/full 2>&1", command.INCOMPLETE),
+        ("compare a b --fail-under 1 2>&-", command.BELOW),
+        ("compare a b >&-", 0),
+        ("compare a b 2>/dev/full", 0),
+        ("info --help >/dev/full", command.INCOMPLETE),
+        ("info | true", 0),
+    ],
+)
+def test_no_stream_that_fails_changes_what_the_code_says(tmp_path, words, code):
+    save_pairs(tmp_path, 2)
+    line = f'cd {tmp_path}; set -o pipefail; "{sys.executable}" -c "{START}" {words}'
+    done = start("-c", line, program=("bash",))
+    _, err = done.communicate(timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in err
+
+
 # ---- resuming ----
 
 

@@ -346,6 +346,20 @@ def test_pairs_that_do_not_fit(tmp_path, first, second, settings, message):
     assert found["ssim"] is None
 
 
+def out_of_memory(*_, **__):
+    """As torch says it on the CPU."""
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+
+def test_torchs_lack_of_memory_is_one_pairs_error(tmp_path, monkeypatch):
+    good = save(tmp_path / "p.png", picture())
+    monkeypatch.setattr("ssim_fused.evaluation.compare.image_loss", out_of_memory)
+    found = compare_files(good, good, Settings())
+    assert found["error"] == f"no memory to compare {good} with {good}"
+    batch = {"input": [picture()], "target": [picture()]}
+    assert ssim_fused.evaluate_batch(batch)["error"] == ["no memory to compare the pictures"]
+
+
 # ---- pairs ----
 
 

@@ -130,6 +130,15 @@ def test_a_picture_that_is_gone_is_named(tmp_path):
     assert all("no such file" in row["gone"] for row in rows)
 
 
+def test_a_lack_of_memory_is_one_rows(tmp_path, monkeypatch):
+    def out_of_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(drawing, "ssim", out_of_memory)
+    rows = content(report.render(summarized(tmp_path, 2), Settings(), 1, ""))["rows"]
+    assert [row.get("gone") for row in rows] == ["no memory to draw them", None, None]
+
+
 def test_nothing_compared(tmp_path):
     summary = Summary()
     summary.add(result_of(Pair("no.png", "no.png"), Settings()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +76,19 @@ def as_tensor(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
+@contextlib.contextmanager
+def torch_errors() -> Iterator[None]:
+    """What torch raises of pictures as a PictureError; a lack of memory as a MemoryError."""
+    try:
+        yield
+    except ValueError as error:  # a border or window that is larger than the pictures
+        raise PictureError(str(error)) from None
+    except RuntimeError as error:  # torch's type for a lack of memory on the CPU, too
+        if "allocate memory" in str(error):
+            raise MemoryError from None
+        raise PictureError(f"torch: {str(error).splitlines()[0]}") from error
+
+
 def check_pair(input: np.ndarray, target: np.ndarray) -> None:
     """Two pictures that can be compared, or a PictureError."""
     size, other = (f"{p.shape[1]} x {p.shape[0]}" for p in (input, target))
@@ -121,17 +136,14 @@ def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result
     height, width, channels = input.shape
     span = settings.data_range or data_range(input)
     x, y = as_tensor(input), as_tensor(target)
-    try:
-        with torch.inference_mode():
-            _, terms = image_loss(
-                x, y, ssim=1, mse=1, l1=1, data_range=span, padding=settings.padding,
-                return_terms=True,
-            )  # fmt: skip
-            coarse = None
-            if settings.ms_ssim and min(height, width) >= MS_SSIM_LEAST:
-                coarse = ms_ssim(x, y, data_range=span).item()
-    except ValueError as error:  # a border or window that is larger than the pictures
-        raise PictureError(str(error)) from None
+    with torch_errors(), torch.inference_mode():
+        _, terms = image_loss(
+            x, y, ssim=1, mse=1, l1=1, data_range=span, padding=settings.padding,
+            return_terms=True,
+        )  # fmt: skip
+        coarse = None
+        if settings.ms_ssim and min(height, width) >= MS_SSIM_LEAST:
+            coarse = ms_ssim(x, y, data_range=span).item()
     similarity = 1 - terms.ssim.item()
     if not math.isfinite(similarity):
         raise PictureError(f"SSIM of values this large is not a number in {input.dtype}")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..functional import ssim
-from .compare import as_tensor
+from .compare import as_tensor, torch_errors
 from .pictures import Inks
 
 _SHOWN = 960  # pixels of the longer side
@@ -51,7 +51,7 @@ COLOURS = _colours()
 
 def ssim_map(input: np.ndarray, target: np.ndarray, data_range: float, padding: str) -> np.ndarray:
     """The channels' mean of the SSIM map of two pictures (H, W, C); (H, W), smaller for "valid"."""
-    with torch.inference_mode():
+    with torch_errors(), torch.inference_mode():
         found = ssim(
             as_tensor(input), as_tensor(target),
             data_range=data_range, padding=padding, reduction="none",

@@ -97,8 +97,10 @@ def _pictures(result: Result, settings: Settings) -> dict[str, Any]:
     try:
         first, second = (read_picture(result[side], settings.max_pixels) for side in _SIDES)
         found = ssim_map(first, second, result["data_range"], result["padding"])
+        low = lowest(first, second)
+        drawn = [draw_picture(picture, result["data_range"], low) for picture in (first, second)]
+        return {"pictures": [data_uri(image) for image in (*drawn, draw_map(found))]}
     except ValueError as error:  # a file has changed since: PictureError, or they do not fit
         return {"gone": str(error)}
-    low = lowest(first, second)
-    drawn = [draw_picture(picture, result["data_range"], low) for picture in (first, second)]
-    return {"pictures": [data_uri(image) for image in (*drawn, draw_map(found))]}
+    except MemoryError:
+        return {"gone": "no memory to draw them"}

@@ -205,5 +205,7 @@ def _frame(number: int, ours: Frame, theirs: Frame, settings: Settings) -> dict[
         values = compare(ours.picture, theirs.picture, settings)
     except PictureError as error:
         raise VideoError(f"frame {number}: {error}") from None
+    except MemoryError:
+        raise VideoError(f"frame {number}: no memory to compare it") from None
     found = {"frame": number, "time": ours.time} | values
     return {name: found[name] for name in FRAME_FIELDS}

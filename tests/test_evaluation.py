@@ -170,6 +170,15 @@ def long_file(path):
     return path
 
 
+def without(path, code, **how):
+    """A TIFF whose first entry of a tag is zero, as in sparse files."""
+    tiff(path, picture(channels=0), **({} if "tile" in how else {"rowsperstrip": 8}), **how)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tag = file.pages[0].tags[code]
+        tag.overwrite((0, *tag.value[1:]))
+    return path
+
+
 BAD = {
     "missing": ("p.png", lambda path: path, "no such file"),
     "folder": ("p.png", lambda path: path.mkdir() or path, "is not a file"),
@@ -184,6 +193,23 @@ BAD = {
     **{
         f"truncated {suffix}": (f"p{suffix}", lambda p: cut(save(p, picture())), "cannot be read")
         for suffix in (".png", ".jpg", ".tif", ".webp", ".npy")
+    },
+    "truncated JPEG in a TIFF": (
+        "p.tif",
+        lambda p: cut(tiff(p, picture(channels=0), compression="jpeg")),
+        "cannot be read: a part of its pixels is not in the file",
+    ),
+    **{
+        f"no {what}": (
+            "p.tif",
+            lambda p, code=code, how=how: without(p, code, **how),
+            "cannot be read: a part of its pixels is not in the file",
+        )
+        for what, code, how in (
+            ("offset", 273, {}),
+            ("length", 279, {"compression": "zlib"}),
+            ("tile", 324, {"tile": (16, 16)}),
+        )
     },
     "bomb .png": ("p.png", bomb, "more than the limit"),
     "bomb .npy": ("p.npy", bomb, "more than the limit"),

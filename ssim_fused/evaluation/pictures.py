@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import stat
 import struct
 import threading
@@ -134,11 +135,20 @@ def _read_tiff(path: Path, max_pixels: int) -> np.ndarray:
         _check_size(page.imagewidth, page.imagelength * page.imagedepth, max_pixels)
         if page.bitspersample not in _TIFF_BITS:
             raise PictureError(f"has {page.bitspersample} bits a value, which is not supported")
+        _check_segments(page, tiff.filehandle.size)
         # JPEG within a TIFF becomes RGB when it is decoded
         jpeg = page.photometric == _PHOTOMETRIC.YCBCR and page.compression == 7
         if page.bitspersample >= 8 and (jpeg or page.photometric not in _INDIRECT):
             return _tiff_values(page)
     return _read_pillow(path, max_pixels)
+
+
+def _check_segments(page: Any, size: int) -> None:
+    """All strips or tiles lie in the file: decoders would invent what does not."""
+    segments = list(zip(page.dataoffsets, page.databytecounts))
+    whole = all(offset and count and offset + count <= size for offset, count in segments)
+    if not whole or len(segments) < math.prod(page.chunked):
+        raise PictureError("cannot be read: a part of its pixels is not in the file")
 
 
 def _tiff_values(page: Any) -> np.ndarray:

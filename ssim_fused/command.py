@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import signal
 import sys
@@ -68,10 +69,18 @@ def group() -> None:
     """Structural similarity of pictures."""
 
 
+def _number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A value that is not NaN, with which nothing compares."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number")
+    return value
+
+
 _COMPARE_OPTIONS = (
     click.option(
         "--fail-under",
         type=click.FloatRange(max=1),
+        callback=_number,
         help="Exit with 1 if the least SSIM is below this.",
     ),
     click.option("--data-range", type=float, help="Range of the values; default: by their type."),

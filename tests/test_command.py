@@ -105,6 +105,13 @@ def test_fail_under_what_no_ssim_reaches(tmp_path, name):
     assert "'--fail-under': 98.0 is not in the range x<=1" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["compare", "video"])
+def test_fail_under_nan(tmp_path, name):
+    done = call(name, tmp_path, tmp_path, "--fail-under", "nan")
+    assert done.exit_code == command.USAGE
+    assert "nan is not a number" in done.stderr
+
+
 def test_the_summary_says_how_many_are_too_small_for_ms_ssim(tmp_path):
     a, b = save_pairs(tmp_path, 2)
     said = "MS-SSIM: 2 of {} too small, with a side below 176 pixels"

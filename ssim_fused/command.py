@@ -352,13 +352,20 @@ def video(
     --fail-under is for the worst frame. Needs the extra video.
     """
     require("video", "av", "matplotlib")
-    from .evaluation.outputs import Files, OutputsError, cannot_write, check_apart
+    from .evaluation.outputs import (
+        Files,
+        OutputsError,
+        cannot_write,
+        check_apart,
+        check_no_pictures,
+    )
     from .evaluation.video import FRAME_FIELDS, Course, Video, VideoError, compare_videos
     from .evaluation.writers import CsvWriter, JsonWriter
 
     settings = _settings(data_range, padding, ms_ssim, max_pixels)
     try:
         check_apart(_given(csv, json, plot), (input, target))
+        check_no_pictures(_given(csv, json))
     except OutputsError as error:
         raise click.UsageError(str(error)) from None
     if threads is not None:

@@ -206,6 +206,17 @@ def test_an_output_that_is_an_input_is_refused(videos, option):
     assert videos[1].read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["--csv", "--json"])
+def test_results_in_place_of_a_picture_are_refused(tmp_path, videos, option):
+    path = tmp_path / "photo.png"
+    Image.new("L", (8, 8)).save(path)
+    before = path.read_bytes()
+    done = call("video", *videos, option, path)
+    assert done.exit_code == command.USAGE
+    assert f"{path}: is a picture" in done.stderr
+    assert path.read_bytes() == before
+
+
 def test_few_frames_are_ahead(tmp_path):
     video = Video(write(tmp_path / "long.mkv", frames(40)), 10**6)
     before = threading.active_count()

@@ -41,6 +41,7 @@ except ImportError as missing:
     _stop(missing)
 
 _NAMED = 5  # of the least similar pairs
+_MOST_BELOW = 20  # that are named
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
@@ -169,7 +170,7 @@ def compare(
         check_no_pictures(_given(csv, json, parquet, html))
     except (PairsError, OutputsError) as error:
         raise click.UsageError(str(error)) from None
-    outcome = Outcome(MOST_ROWS if html else _NAMED)
+    outcome = Outcome(MOST_ROWS if html else _MOST_BELOW)
     try:
         ranks = Ranks()
     except RanksError as error:
@@ -189,7 +190,9 @@ def compare(
             if html is not None:
                 _write_page(html, outcome, settings, html_pairs)
             _report(outcome, settings, quiet)
-            _report_below(outcome.summary.similarities, fail_under)
+            worst = outcome.summary.worst_first()
+            names = [(pair["ssim"], f"{pair['input']} and {pair['target']}") for pair in worst]
+            _report_below(outcome.summary.similarities, fail_under, names)
         ranks.wait()
     except ResultsError as error:
         raise click.UsageError(str(error)) from None
@@ -276,11 +279,18 @@ def _report(outcome: Outcome, settings: Settings, quiet: bool) -> None:
         errors.print("interrupted: what is finished is in the files")
 
 
-def _report_below(similarities: Sequence[float], fail_under: float | None) -> None:
-    """How many are below --fail-under, also where nothing else is said."""
+def _report_below(
+    similarities: Sequence[float], fail_under: float | None, names: list[tuple[float, str]]
+) -> None:
+    """Which are below --fail-under, of those that have names, and how many; whatever is quiet."""
     if fail_under is None:
         return
     below = sum(not value >= fail_under for value in similarities)
+    named = [f"{value:.6f}: {name}" for value, name in names if not value >= fail_under]
+    for line in named[:_MOST_BELOW]:
+        print(line, file=sys.stderr)
+    if below > len(named[:_MOST_BELOW]) > 0:
+        print(f"... and {below - len(named[:_MOST_BELOW])} more", file=sys.stderr)
     if below:
         print(f"{below} of {len(similarities)} below {fail_under}", file=sys.stderr)
 
@@ -303,7 +313,9 @@ def _print_summary(outcome: Outcome, settings: Settings) -> None:
     if summary.compared == 1:
         return
     console.print(f"SSIM: least {least:.6g}, median {median:.6g}")
-    worst = Table("SSIM", "input", "target", title="the least similar")
+    worst = Table("SSIM", title="the least similar")
+    for side in ("input", "target"):
+        worst.add_column(side, overflow="fold")  # the ends of paths are what tells them apart
     for result in summary.worst_first()[:_NAMED]:
         worst.add_row(f"{result['ssim']:.6f}", result["input"], result["target"])
     console.print(worst)
@@ -403,7 +415,8 @@ def video(
     if worst_frames is not None:
         _save_worst(worst_frames, course, settings)
     _report_video(course, quiet)
-    _report_below(course.similarities, fail_under)
+    names = [(course.similarities[number], f"frame {number}") for number, _ in course.worst()]
+    _report_below(course.similarities, fail_under, names)
     if course.interrupted:
         sys.exit(INTERRUPTED)
     if course.errors:

@@ -95,7 +95,28 @@ def test_fail_under(tmp_path):
     for quiet in ([], ["--quiet"]):
         done = call("compare", a, b, "--fail-under", least + 1e-9, *quiet)
         assert done.exit_code == command.BELOW
-        assert done.stderr.splitlines()[-1] == f"1 of 3 below {least + 1e-9}"
+        assert done.stderr.splitlines()[-2:] == [
+            f"{least:.6f}: {a / '02.png'} and {b / '02.png'}",
+            f"1 of 3 below {least + 1e-9}",
+        ]
+
+
+def test_at_most_twenty_below_are_named(tmp_path):
+    a, b = kills.save_many(tmp_path, 50)
+    done = call("compare", a, b, "--fail-under", "0.9999", "--quiet")
+    *named, more, count = done.stderr.splitlines()
+    assert len(named) == 20
+    assert (more, count) == ("... and 5 more", "25 of 50 below 0.9999")
+
+
+def test_names_of_the_worst_pairs_are_whole_on_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    a, b = save_pairs(folder, 2)
+    shown = re.sub(r"[│\s]", "", call("compare", a, b).stdout)
+    for i in range(2):
+        assert f"0{i}.png" in shown
 
 
 @pytest.mark.parametrize("name", ["compare", "video"])

@@ -139,6 +139,7 @@ def test_fail_under(videos):
     assert call("video", *videos, "--fail-under", "0.1").exit_code == 0
     done = call("video", *videos, "--fail-under", "0.9")
     assert done.exit_code == command.BELOW
+    assert re.search(r"^0\.\d+: frame 5$", done.stderr, re.M)
     assert re.search(r"^\d+ of 12 below 0\.9$", done.stderr, re.M)
 
 

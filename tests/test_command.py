@@ -355,6 +355,20 @@ def test_resuming_does_what_is_missing_and_retries_errors(tmp_path, kind, monkey
     assert list(writers.read_results(kind, path)) == after
 
 
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_resuming_compares_again_what_has_changed(tmp_path, kind):
+    a, b = save_pairs(tmp_path, 3)
+    words = ["compare", a, b, OUTPUTS[kind], tmp_path / f"r.{kind}", "--fail-under", "0.5"]
+    assert call(*words).exit_code == 0
+    for place, name in ((b, "00.png"), (a, "01.png")):
+        (place / name).write_bytes(b"")
+        later = time.time() + 5  # whatever the file system's clock tells apart
+        os.utime(place / name, (later, later))
+    done = call(*words, "--resume")
+    assert done.exit_code == command.INCOMPLETE
+    assert "2 of 3 not compared" in done.stderr
+
+
 def test_several_outputs_resume_from_what_any_has(tmp_path, monkeypatch):
     a, b = save_pairs(tmp_path, 4)
     words = ["compare", a, b, "--csv", tmp_path / "r.csv", "--json", tmp_path / "r.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,11 +98,17 @@ def _good(kind: str, path: Path) -> Iterator[tuple[int, Result]]:
 
 
 def _once(files: list[tuple[str, Path]], settings: Settings) -> Iterator[Result]:
-    """The first result of each pair, if it fits the settings: all kinds hold the same values."""
+    """The first result of each pair, if it fits the settings: all kinds hold the same values.
+
+    Without those of pictures that are newer than the file of results.
+    """
     seen = set()
     for kind, path in files:
+        written = min((file.stat().st_mtime for file in files_of(kind, path)), default=0.0)
         for key, result in _good(kind, path):
-            if key in seen:
+            if key in seen or _changed(result["input"], written):
+                continue
+            if _changed(result["target"], written):
                 continue
             if not settings.fit(result):
                 raise ResultsError(
@@ -111,6 +118,14 @@ def _once(files: list[tuple[str, Path]], settings: Settings) -> Iterator[Result]
                 )
             seen.add(key)
             yield result
+
+
+def _changed(picture: str, written: float) -> bool:
+    """Whether a picture is newer than that; one that is gone is not."""
+    try:
+        return os.stat(picture).st_mtime > written
+    except (OSError, ValueError):
+        return False
 
 
 def finished(outputs: Outputs, pairs: Iterable[Pair], summary: Summary | None) -> set[int]:

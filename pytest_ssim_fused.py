@@ -6,10 +6,8 @@ It is loaded in every test run where ssim_fused is installed, so it imports next
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,13 +50,14 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
         __tracebackhide__ = True
         from ssim_fused.evaluation.compare import Settings, compare
         from ssim_fused.evaluation.drawing import save_difference
+        from ssim_fused.evaluation.pictures import picture_of
 
         nonlocal taken
         settings = Settings(data_range, padding).checked()
         if at_least > 1:
             raise ValueError(f"at_least must be at most 1, as SSIM is, got {at_least}")
-        first, second = _picture(actual), _picture(expected)
         try:
+            first, second = picture_of("actual", actual), picture_of("expected", expected)
             found = compare(first, second, settings)
         except ValueError as error:
             pytest.fail(f"images cannot be compared: {error}")
@@ -78,19 +77,3 @@ def _file_name(test: str) -> str:
     digest = hashlib.sha256(encoded).hexdigest()[:8]
     readable = re.sub(r"[^\w.=-]+", "_", test).strip("_").encode(errors="replace")
     return f"{readable[:_MOST_BYTES].decode(errors='ignore')}-{digest}"
-
-
-def _picture(what: Any) -> Any:
-    import numpy as np
-    from PIL import Image
-
-    from ssim_fused.evaluation.pictures import PictureError, checked, from_pillow, read_picture
-
-    try:
-        if isinstance(what, (str, os.PathLike)):
-            return read_picture(Path(what))
-        if isinstance(what, Image.Image):
-            return checked(from_pillow(what))
-        return checked(np.asarray(what))
-    except PictureError as error:
-        pytest.fail(f"images cannot be compared: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -757,9 +758,23 @@ def test_what_a_batch_may_hold(tmp_path):
     assert found["ssim"] == 1
 
 
+def closed_image():
+    image = Image.new("L", (8, 8))
+    image.close()
+    return image
+
+
+def cut_image():
+    out = io.BytesIO()
+    Image.fromarray(picture()).save(out, "PNG")
+    return Image.open(io.BytesIO(out.getvalue()[:1000]))
+
+
 @pytest.mark.parametrize(
     ("what", "error"),
     [
+        (closed_image(), "input is no picture: Operation on closed image"),
+        (cut_image(), "input is no picture: image file is truncated"),
         (None, "input is null"),
         (float("nan"), "input is null"),
         (np.float32("nan"), "input is null"),

@@ -42,6 +42,11 @@ def test_size(assert_images_similar):
 def test_missing(assert_images_similar):
     assert_images_similar("no.png", second)
 
+def test_closed(assert_images_similar):
+    image = Image.new("L", (8, 8))
+    image.close()
+    assert_images_similar(first, image)
+
 def test_wrong_settings(assert_images_similar):
     with pytest.raises(ValueError, match="at_least must be at most 1, as SSIM is, got 98"):
         assert_images_similar(first, first, at_least=98)
@@ -110,7 +115,7 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
         save(tmp_path / f"{name}.npy", array)
     done = run(tmp_path, "--image-diffs", "diffs")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "4 failed, 2 passed" in done.stdout
+    assert "5 failed, 2 passed" in done.stdout
     paths = sorted((tmp_path / "diffs").iterdir())
     test = "test_it.py_test_other_a_b_c-59f86eef"
     assert [path.name for path in paths] == [f"{test}-1.png", f"{test}.png"]
@@ -120,6 +125,7 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
     assert np.array_equal(sheet[:, 56:104], second)
     assert "differ in size: 48 x 40 and 48 x 39" in done.stdout
     assert "no.png: no such file" in done.stdout
+    assert "cannot be compared: expected is no picture: Operation on closed image" in done.stdout
     assert "are not in [0, 1]: give data_range (the command's --data-range)" in done.stdout
 
 

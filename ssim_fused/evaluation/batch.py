@@ -6,10 +6,9 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .compare import FIELDS, Result, Settings, compare, compare_files, failed
-from .pictures import MAX_PIXELS, PictureError, checked, from_pillow, read_picture
+from .pictures import MAX_PIXELS, PictureError, picture_of
 
 _NAMES = [name for name in FIELDS if name not in ("input", "target")]  # of results
 
@@ -77,17 +76,7 @@ def _picture(name: str, what: Any, settings: Settings) -> np.ndarray:
     """A picture of a column, or a PictureError."""
     if what is None or (isinstance(what, (float, np.floating)) and np.isnan(what)):
         raise PictureError(f"{name} is null")
-    if _is_path(what):
-        return read_picture(os.fsdecode(what), settings.max_pixels)
-    if isinstance(what, Image.Image):
-        return checked(from_pillow(what))
-    try:
-        picture = np.asarray(what)
-    except MemoryError:
-        raise
-    except Exception as error:  # of a ragged list, or of what any object's own conversion raises
-        raise PictureError(f"{name} is no picture: {error}") from error
-    return checked(picture)
+    return picture_of(name, what, settings.max_pixels)
 
 
 def _column(name: str, results: list[Result]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import stat
 import struct
 import threading
@@ -232,6 +233,26 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     if image.mode in ("1", "PA", "RGBX", "YCbCr", "LAB"):
         return np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
     raise PictureError(f"has pixels of a kind that is not supported ({image.mode})")
+
+
+def picture_of(name: str, what: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture that a path, an image of Pillow's or anything that numpy takes stands for.
+
+    Raises:
+        PictureError: there is none in it; it is called by its name, or by that of its file.
+    """
+    if isinstance(what, (str, os.PathLike)):
+        return read_picture(os.fsdecode(what), max_pixels)
+    try:
+        if isinstance(what, Image.Image):
+            picture = from_pillow(what)
+        else:
+            picture = np.asarray(what)
+    except (MemoryError, PictureError):
+        raise
+    except Exception as error:  # of a cut or closed image, a ragged list, an object's conversion
+        raise PictureError(f"{name} is no picture: {error}") from error
+    return checked(picture)
 
 
 def _check_kind(dtype: str, shape: tuple[int, ...]) -> None:

@@ -151,7 +151,7 @@ def compare(
     compared or has no partner, a file could not be written, or anything else went wrong; 130 after
     Ctrl-C. What is finished by then is in the files.
     """
-    from .evaluation.outputs import OutputsError, check_apart, check_no_pictures
+    from .evaluation.outputs import OutputsError, check_apart, check_folders, check_no_pictures
     from .evaluation.pairs import PairsError, find_pairs
     from .evaluation.ranks import Ranks, RanksError
     from .evaluation.report import MOST_ROWS
@@ -168,6 +168,7 @@ def compare(
         pairs = find_pairs(input, target)
         check_apart(_given(csv, json, parquet, html), _given(input, target))
         check_no_pictures(_given(csv, json, parquet, html))
+        check_folders(_given(html))
     except (PairsError, OutputsError) as error:
         raise click.UsageError(str(error)) from None
     outcome = Outcome(MOST_ROWS if html else _MOST_BELOW)
@@ -369,8 +370,10 @@ def video(
         OutputsError,
         cannot_write,
         check_apart,
+        check_folders,
         check_no_pictures,
     )
+    from .evaluation.plot import check_plot, plot_course
     from .evaluation.video import FRAME_FIELDS, Course, Video, VideoError, compare_videos
     from .evaluation.writers import CsvWriter, JsonWriter
 
@@ -378,6 +381,9 @@ def video(
     try:
         check_apart(_given(csv, json, plot), (input, target))
         check_no_pictures(_given(csv, json))
+        check_folders(_given(plot))
+        for path in _given(plot):
+            check_plot(path)
     except OutputsError as error:
         raise click.UsageError(str(error)) from None
     if threads is not None:
@@ -404,14 +410,10 @@ def video(
             course, lambda done: show(done, min(lengths, default=None)),
         )  # fmt: skip
     if plot is not None and course.times:
-        from .evaluation.plot import plot_course
-
         try:
             plot_course(plot, course, f"{input.name} and {target.name}")
         except OSError as error:
             course.errors.append(cannot_write(plot, error))
-        except ValueError as error:
-            course.errors.append(f"{plot}: cannot be written: {error}")
     if worst_frames is not None:
         _save_worst(worst_frames, course, settings)
     _report_video(course, quiet)

@@ -201,6 +201,31 @@ def test_a_folder_that_is_not_there_for_results(tmp_path):
     assert "No such file or directory" in done.stderr
 
 
+def test_a_folder_that_is_not_there_for_a_page(tmp_path):
+    a, b = save_pairs(tmp_path, 1)
+    done = call("compare", a, b, "--html", tmp_path / "no/p.html", "--csv", tmp_path / "r.csv")
+    assert done.exit_code == command.USAGE
+    assert f"there is no folder {tmp_path / 'no'}" in done.stderr
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    a, b = save_pairs(tmp_path, 1)
+    page = tmp_path / "p.html"
+    page.write_text("old")
+
+    def full(path, text, encoding):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(page), "write_text", full)
+    done = call("compare", a, b, "--html", page)
+    assert done.exit_code == command.INCOMPLETE
+    assert f"{page}: cannot be written: No space left on device" in done.stderr
+    assert page.read_bytes() == b"old"
+    assert list(tmp_path.glob("p.*")) == [page]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

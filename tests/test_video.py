@@ -189,13 +189,31 @@ def test_large_frames_are_refused(videos):
 def test_what_cannot_be_written_is_named(tmp_path, videos):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    words = ["--csv", "/dev/full", "--json", tmp_path / "r.json", "--plot", tmp_path / "p.what"]
+    plot = tmp_path / "p.svg"
+    plot.symlink_to("/dev/full")
+    words = ["--csv", "/dev/full", "--json", tmp_path / "r.json", "--plot", plot]
     done = call("video", *videos, *words, "--worst-frames", "/dev/null/x")
     assert done.exit_code == command.INCOMPLETE
     assert "/dev/full: cannot be written: No space left" in done.stderr
-    assert "p.what: cannot be written" in done.stderr
+    assert "p.svg: cannot be written" in done.stderr
     assert "/dev/null/x/frame-000005.png: cannot be written" in done.stderr
     assert len((tmp_path / "r.json").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ("no/p.png", "there is no folder no"),
+        ("p.xyz", "must end with one of"),
+        ("p", "must end with one of"),
+    ],
+)
+def test_a_plot_that_cannot_be_made_is_refused_first(tmp_path, videos, monkeypatch, plot, message):
+    monkeypatch.chdir(tmp_path)
+    done = call("video", *videos, "--csv", "r.csv", "--plot", plot)
+    assert done.exit_code == command.USAGE
+    assert message in done.stderr
+    assert not (tmp_path / "r.csv").exists()
 
 
 @pytest.mark.parametrize("option", ["--csv", "--json", "--plot"])

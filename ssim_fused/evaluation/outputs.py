@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .compare import Result
@@ -47,6 +48,32 @@ def check_no_pictures(outputs: Iterable[Path]) -> None:
     """
     for path in filter(holds_picture, outputs):
         raise OutputsError(f"{path}: is a picture, which results would destroy")
+
+
+def check_folders(outputs: Iterable[Path]) -> None:
+    """The folders of what is written at the end are there.
+
+    Raises:
+        OutputsError: one is not.
+    """
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise OutputsError(f"{path}: there is no folder {path.parent}")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new file, which takes a path's place once it is whole; a device or pipe is itself."""
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    place = Path(os.path.realpath(path))
+    new = place.with_name(place.name + ".new")
+    try:
+        yield new
+        os.replace(new, place)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _same(path: Path, other: Path) -> bool:

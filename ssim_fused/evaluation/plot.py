@@ -6,8 +6,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .outputs import OutputsError, replaced
 from .video import Course
 from .writers import escaped
+
+
+def check_plot(path: Path) -> None:
+    """The suffix names a kind of file that can be drawn.
+
+    Raises:
+        OutputsError: it does not.
+    """
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise OutputsError(f"{path}: must end with one of {', '.join(f'.{kind}' for kind in kinds)}")
 
 
 def plot_course(path: Path, course: Course, title: str) -> None:
@@ -15,7 +27,6 @@ def plot_course(path: Path, course: Course, title: str) -> None:
 
     Raises:
         OSError: it cannot be written.
-        ValueError: there is no such kind of file.
     """
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -30,4 +41,5 @@ def plot_course(path: Path, course: Course, title: str) -> None:
     axes.grid(alpha=0.3)
     if worst:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    with replaced(path) as new:
+        figure.savefig(new, dpi=120, format=path.suffix[1:])

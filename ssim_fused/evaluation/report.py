@@ -13,6 +13,7 @@ import numpy as np
 from .._version import __version__
 from .compare import Result, Settings
 from .drawing import COLOURS, data_uri, draw_map, draw_picture, lowest, ssim_map
+from .outputs import replaced
 from .pictures import read_picture
 from .summary import Summary
 from .writers import finite
@@ -52,12 +53,14 @@ def render(summary: Summary, settings: Settings, pictures: int, title: str) -> s
 
 
 def write_report(path: Path, summary: Summary, settings: Settings, pictures: int) -> None:
-    """Render a page into a file.
+    """Render a page into a file, which has it whole or is what it was.
 
     Raises:
         OSError: it cannot be written.
     """
-    path.write_text(render(summary, settings, pictures, path.stem), encoding="utf-8")
+    page = render(summary, settings, pictures, path.stem)
+    with replaced(path) as new:
+        new.write_text(page, encoding="utf-8")
 
 
 def _histogram(summary: Summary) -> dict[str, Any]:

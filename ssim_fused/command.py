@@ -157,7 +157,7 @@ def compare(
     from .evaluation.report import MOST_ROWS
     from .evaluation.run import Outcome
     from .evaluation.session import run_session
-    from .evaluation.writers import ResultsError
+    from .evaluation.writers import NotWritten, ResultsError
 
     given = {"csv": csv, "json": json, "parquet": parquet}
     outputs = {kind: path for kind, path in given.items() if path is not None}
@@ -195,6 +195,9 @@ def compare(
             names = [(pair["ssim"], f"{pair['input']} and {pair['target']}") for pair in worst]
             _report_below(outcome.summary.similarities, fail_under, names)
         ranks.wait()
+    except NotWritten as error:
+        print(error, file=sys.stderr)
+        sys.exit(INCOMPLETE)
     except ResultsError as error:
         raise click.UsageError(str(error)) from None
     finally:

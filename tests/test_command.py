@@ -381,6 +381,25 @@ def test_resuming_does_what_is_missing_and_retries_errors(tmp_path, kind, monkey
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
+def test_resuming_on_a_full_disk(tmp_path, kind, monkeypatch):
+    a, b = save_pairs(tmp_path, 2)
+    path = tmp_path / f"r.{kind}"
+    words = ["compare", a, b, OUTPUTS[kind], path]
+    call(*words)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for writer in (writers.CsvWriter, writers.JsonWriter, writers.ParquetWriter):
+        monkeypatch.setattr(writer, "write", full)
+    done = call(*words, "--resume")
+    assert done.exit_code == command.INCOMPLETE
+    assert done.stderr.splitlines()[-1] == f"{path}: cannot be written: No space left on device"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
 def test_resuming_compares_again_what_has_changed(tmp_path, kind):
     a, b = save_pairs(tmp_path, 3)
     words = ["compare", a, b, OUTPUTS[kind], tmp_path / f"r.{kind}", "--fail-under", "0.5"]

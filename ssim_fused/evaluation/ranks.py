@@ -16,7 +16,7 @@ import torch.distributed as dist
 from .outputs import Outputs, cannot_write
 from .pairs import Pair
 from .run import Outcome
-from .writers import JOURNAL, files_of, read_results, remove_results, rewrite
+from .writers import JOURNAL, ResultsError, files_of, read_results, remove_results, rewrite
 
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
 
@@ -106,9 +106,9 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
-    def agree(self, message: str | None) -> str | None:
-        """The first process's message that is not None, for all."""
-        return next((m for m in self._gathered(message) if m is not None), None)
+    def agree(self, problem: ResultsError | None) -> ResultsError | None:
+        """The first process's problem that is not None, for all."""
+        return next((p for p in self._gathered(problem) if p is not None), None)
 
     def merge(self, outputs: Outputs, outcome: Outcome, append: bool) -> None:
         """The outcomes of all in that of each; the files of all in the outputs, or behind them."""

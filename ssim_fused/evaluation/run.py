@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from .compare import Result, Settings, compare_files, failed
-from .outputs import Files, Outputs
+from .outputs import Files, Outputs, cannot_write
 from .pairs import Pair
 from .summary import Summary
 from .writers import (
+    NotWritten,
     ResultsError,
     files_of,
     key_of,
@@ -78,13 +79,17 @@ def resume(outputs: Outputs, parts: dict[str, list[Path]], settings: Settings) -
 
     Raises:
         ResultsError: a file holds something else, or was made with other settings.
+        NotWritten: a file cannot be written.
     """
     files = list(outputs.items())
     files += [(kind, part) for kind, of_kind in parts.items() for part in of_kind]
     if not any(files_of(kind, file) for kind, file in files):
         return
     for kind, path in outputs.items():
-        rewrite(kind, path, _once(files, settings))
+        try:
+            rewrite(kind, path, _once(files, settings))
+        except OSError as error:
+            raise NotWritten(cannot_write(path, error)) from None
     for kind, of_kind in parts.items():
         for part in of_kind:
             remove_results(kind, part)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from .compare import Result, Settings
-from .outputs import Outputs
+from .outputs import Outputs, cannot_write
 from .pairs import Pairs
 from .ranks import Ranks
 from .run import Outcome, evaluate, finished, resume
-from .writers import ResultsError, key_of, remove_results
+from .writers import NotWritten, ResultsError, key_of, remove_results
 
 
 def run_session(
@@ -29,13 +30,13 @@ def run_session(
     how many.
 
     Raises:
-        ResultsError: the outputs cannot be resumed.
+        ResultsError: the outputs cannot be resumed; NotWritten, where that is the disk's fault.
     """
     done: set[int] = set()
     problem = _prepare(outputs, ranks, settings, resuming) if ranks.rank == 0 else None
     problem = ranks.agree(problem)
     if problem is not None:
-        raise ResultsError(problem)
+        raise problem
     if resuming:
         done = finished(outputs, pairs.each, outcome.summary if ranks.rank == 0 else None)
     rest = (pair for pair in pairs.each if key_of(pair.input, pair.target) not in done)
@@ -59,7 +60,9 @@ def run_session(
     ranks.merge(outputs, outcome, resuming)
 
 
-def _prepare(outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool) -> str | None:
+def _prepare(
+    outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool
+) -> ResultsError | None:
     """What earlier runs left, brought together or removed; what is wrong with it."""
     parts = ranks.parts(outputs)
     try:
@@ -70,6 +73,8 @@ def _prepare(outputs: Outputs, ranks: Ranks, settings: Settings, resuming: bool)
                 # ranks write elsewhere until they merge: what is in the output must not be resumed
                 for old in (path, *parts[kind]) if ranks.size > 1 else parts[kind]:
                     remove_results(kind, old)
-    except (ResultsError, OSError) as error:
-        return str(error)
+    except ResultsError as error:
+        return error
+    except OSError as error:
+        return NotWritten(cannot_write(Path(error.filename or next(iter(outputs.values()))), error))
     return None

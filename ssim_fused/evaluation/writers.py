@@ -31,6 +31,10 @@ class ResultsError(ValueError):
     """A file of results that cannot be read, or was made in another way."""
 
 
+class NotWritten(ResultsError):
+    """Results of earlier runs that cannot be brought together, as a file cannot be written."""
+
+
 class Writer(Protocol):
     """A file of results that is being written."""
 

@@ -452,7 +452,7 @@ def test_links_to_folders_are_followed_but_not_for_ever(tmp_path):
 
 @pytest.mark.parametrize(
     "header",
-    ["input,target\n", "", "other,target,input\n", "\ufeffinput,target\n", "\ufeff"],
+    ["input,target\n", "", "other,target,input\n", "\ufeffinput,target\n", "\ufeff", "Input, TARGET \n"],
 )
 def test_a_csv_list(tmp_path, header):
     lines = ["a.png,b.png", "", "sub/c.png,d.png"]
@@ -497,9 +497,17 @@ def test_a_parquet_list(tmp_path):
     assert names(find_pairs(path, None)) == [(f"{tmp_path}/a.png", "/t/b.png")]
 
 
+def test_columns_of_a_parquet_list_in_any_case(tmp_path):
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"Target ": ["b.png"], "INPUT": ["a.png"]}), path)
+    assert names(find_pairs(path, None)) == [(f"{tmp_path}/a.png", f"{tmp_path}/b.png")]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda p: ((p / "h.csv").write_text("input,other\na,b\n") and p / "h.csv", None),
+         "must have the columns input and target, got input, other"),
         (lambda p: (p / "no.csv", None), "cannot be read"),
         (lambda p: (p / "a.png", None), "give two pictures or folders"),
         (lambda p: (p, p / "a.png"), "is a folder"),

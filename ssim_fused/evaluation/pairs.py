@@ -135,12 +135,22 @@ def _listed(path: Path) -> Pairs:
             first = next(csv.reader(file), [])
     except (OSError, ValueError, csv.Error, pyarrow.ArrowException) as error:
         raise PairsError(f"{path}: cannot be read: {error}") from None
-    has_header = {"input", "target"} <= set(first)
-    columns = (first.index("input"), first.index("target")) if has_header else (0, 1)
+    found = _columns(path, first)
+    has_header = found is not None
+    columns = found or (0, 1)
     count -= has_header
     if count <= 0:
         raise PairsError(f"{path}: holds no pairs")
     return Pairs(_CsvPairs(path, columns, has_header), count)
+
+
+def _columns(path: Path, header: list[str]) -> tuple[int, int] | None:
+    """Where the columns input and target are, in whatever case; None where neither is."""
+    names = [name.strip().casefold() for name in header]
+    there = [name for name in ("input", "target") if name in names]
+    if len(there) == 1:
+        raise PairsError(f"{path}: must have the columns input and target, got {', '.join(header)}")
+    return (names.index("input"), names.index("target")) if there else None
 
 
 class _CsvPairs:
@@ -172,24 +182,26 @@ def _pair(path: Path, where: str, names: Iterable[str]) -> Pair:
 def _of_parquet(path: Path) -> Pairs:
     with pyarrow.parquet.ParquetFile(path) as file:
         names, count = file.schema_arrow.names, file.metadata.num_rows
-    if not {"input", "target"} <= set(names):
+    columns = _columns(path, names)
+    if columns is None:
         raise PairsError(f"{path}: must have the columns input and target, got {', '.join(names)}")
     if count == 0:
         raise PairsError(f"{path}: holds no pairs")
-    return Pairs(_ParquetPairs(path), count)
+    return Pairs(_ParquetPairs(path, [names[column] for column in columns]), count)
 
 
 class _ParquetPairs:
     """The pairs of a Parquet list, read anew by each iteration."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: list[str]) -> None:
         self.path = path
+        self.columns = columns  # names of those that are input and target
 
     def __iter__(self) -> Iterator[Pair]:
         count = itertools.count(1)
         with pyarrow.parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(columns=["input", "target"], batch_size=4096):
-                columns = (batch.column(name).to_pylist() for name in ("input", "target"))
+            for batch in file.iter_batches(columns=self.columns, batch_size=4096):
+                columns = (batch.column(name).to_pylist() for name in self.columns)
                 for *names, number in zip(*columns, count):
                     given = ["" if name is None else str(name) for name in names]
                     yield _pair(self.path, f"row {number}", given)

@@ -452,7 +452,14 @@ def test_links_to_folders_are_followed_but_not_for_ever(tmp_path):
 
 @pytest.mark.parametrize(
     "header",
-    ["input,target\n", "", "other,target,input\n", "\ufeffinput,target\n", "\ufeff", "Input, TARGET \n"],
+    [
+        "input,target\n",
+        "",
+        "other,target,input\n",
+        "\ufeffinput,target\n",
+        "\ufeff",
+        "Input, TARGET \n",
+    ],
 )
 def test_a_csv_list(tmp_path, header):
     lines = ["a.png,b.png", "", "sub/c.png,d.png"]

@@ -159,16 +159,16 @@ class _Windowed(nn.Module):
             self._win = torch.tensor(taps, dtype=torch.float64).repeat(self._shape)
         return self._win
 
+    @win.setter
+    def win(self, win: Tensor) -> None:
+        self._win = win
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also that of the original, which has its window and not its sigma."""
         if "win" in state:
             state = {"win_sigma": None, "_win": state["win"], **state}
             del state["win"]
         super().__setstate__(state)
-
-    @win.setter
-    def win(self, win: Tensor) -> None:
-        self._win = win
 
 
 class SSIM(_Windowed):

@@ -244,10 +244,7 @@ def picture_of(name: str, what: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray
     if isinstance(what, (str, os.PathLike)):
         return read_picture(os.fsdecode(what), max_pixels)
     try:
-        if isinstance(what, Image.Image):
-            picture = from_pillow(what)
-        else:
-            picture = np.asarray(what)
+        picture = from_pillow(what) if isinstance(what, Image.Image) else np.asarray(what)
     except (MemoryError, PictureError):
         raise
     except Exception as error:  # of a cut or closed image, a ragged list, an object's conversion

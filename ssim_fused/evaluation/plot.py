@@ -19,7 +19,9 @@ def check_plot(path: Path) -> None:
     """
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        raise OutputsError(f"{path}: must end with one of {', '.join(f'.{kind}' for kind in kinds)}")
+        raise OutputsError(
+            f"{path}: must end with one of {', '.join(f'.{kind}' for kind in kinds)}"
+        )
 
 
 def plot_course(path: Path, course: Course, title: str) -> None:

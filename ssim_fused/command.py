@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -177,6 +179,7 @@ def compare(
     except RanksError as error:
         raise click.UsageError(str(error)) from None
     _stop_gently(outcome)
+    _hush_decoders()
     threads = threads or max(1, _cores() // ranks.local_size)
     try:
         with _progress(quiet or ranks.rank > 0) as show:
@@ -233,6 +236,13 @@ def _stop_gently(outcome: Outcome | Course) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+def _hush_decoders() -> None:
+    """Their warnings, which name no file and change no value, are not for the terminal."""
+    for name in ("imagecodecs", "tifffile"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def _cores() -> int:

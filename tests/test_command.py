@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -22,10 +23,12 @@ pytest.importorskip("pyarrow")
 import kills
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tifffile
 import torch.distributed as dist
 from click.testing import CliRunner
 from conftest import needs_proc, process_of_rank
 from evaluation_tables import picture, save, save_pairs
+from PIL import Image
 
 from ssim_fused import command
 from ssim_fused.evaluation import run as running
@@ -175,6 +178,25 @@ def test_values_beyond_the_range_name_the_pair_and_the_option(tmp_path):
     assert f"{pair[0]} and {pair[1]}: floating-point values" in done.stderr
     assert "--data-range" in done.stderr
     assert call("compare", *pair, "--data-range", "3").exit_code == 0
+
+
+def test_warnings_of_decoders_are_not_printed(tmp_path):
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+        Image.fromarray(picture()).save(folder / "p.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+        # a tag whose value lies beyond the file's end
+        tifffile.imwrite(folder / "t.tif", picture(), extratags=[(33723, "B", 3, b"abc", True)])
+        content = (folder / "t.tif").read_bytes()
+        at = content.index(struct.pack("<HHI", 33723, 1, 3))
+        (folder / "t.tif").write_bytes(
+            content[: at + 4] + struct.pack("<II", 9, 10**6) + content[at + 12 :]
+        )
+        # a profile that libpng does not know
+        Image.fromarray(picture()).save(folder / "i.png", icc_profile=b"no profile" * 20)
+    done = start("compare", *folders, "--quiet")
+    _, err = done.communicate(timeout=60)
+    assert (done.returncode, err) == (0, "")
 
 
 def test_a_bomb_is_refused(tmp_path):

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Loss] = {
         "L1": F.l1_loss,
-        f"L1 + {args.lambda_dssim:g} DSSIM": PhotometricLoss(lambda_dssim=args.lambda_dssim),
+        f"{1 - args.lambda_dssim:g} L1 + {args.lambda_dssim:g} DSSIM": PhotometricLoss(lambda_dssim=args.lambda_dssim),
     }
     fits = {name: fit(target, loss, name, args) for name, loss in losses.items()}
     draw_progress(args.out / "progress.png", fits, target)

@@ -11,6 +11,7 @@ scikit-learn bring along; two of the pictures are held out. Results: runs/super_
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,12 @@ def who_is_ahead(mean: dict[str, dict[str, float]]) -> list[str]:
     (plain, a), (similar, b) = list(mean.items())[-2:]
     sentences = []
     for key, (title, _) in FIGURES.items():
+        if not math.isfinite(b[key] - a[key]):
+            sentences.append(f"{title}: no comparison, a training diverged")
+            continue
+        if a[key] == b[key]:
+            sentences.append(f"{title}: neither is ahead")
+            continue
         ahead, by = (similar, b[key] - a[key]) if b[key] > a[key] else (plain, a[key] - b[key])
         sentences.append(f"{title}: {ahead} is ahead by {by:.3g}")
     return sentences

@@ -94,12 +94,12 @@ def test_fit_image(run, tmp_path):
     said = run("fit_image")
     assert_pictures(tmp_path, ["progress.png", "curves.png"])
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["L1", "L1 + 0.2 DSSIM"]
+    assert list(figures) == ["L1", "0.8 L1 + 0.2 DSSIM"]
     for row in figures.values():
         assert f"{row['ssim']:.4f}" in said.out
         assert 0.3 < row["ssim"] < 1
     # twelve steps tell the losses apart already
-    assert figures["L1 + 0.2 DSSIM"]["ssim"] > figures["L1"]["ssim"]
+    assert figures["0.8 L1 + 0.2 DSSIM"]["ssim"] > figures["L1"]["ssim"]
 
 
 def test_fit_image_of_a_file(run, tmp_path):
@@ -157,6 +157,10 @@ def test_who_is_ahead_is_said_as_it_is(example):
     assert psnr == "PSNR, dB: MSE is ahead by 1"
     assert ssim == "SSIM: both is ahead by 0.1"
     assert ms_ssim == "MS-SSIM: both is ahead by 0.25"
+    rows["both"] = dict(psnr=2.0, ssim=math.nan, ms_ssim=0.75)
+    psnr, ssim, _ = example("super_resolution").who_is_ahead(rows)
+    assert psnr == "PSNR, dB: neither is ahead"
+    assert ssim == "SSIM: no comparison, a training diverged"
 
 
 def test_both_trainings_see_the_same_patches(example):

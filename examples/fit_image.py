@@ -128,9 +128,10 @@ def draw_curves(path: Path, fits: dict[str, Fit]) -> None:
 def run(args: argparse.Namespace) -> None:
     target = photos.squared(photos.photo_or_file(args.picture), args.size).to(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
+    dssim = args.lambda_dssim
     losses: dict[str, Loss] = {
         "L1": F.l1_loss,
-        f"{1 - args.lambda_dssim:g} L1 + {args.lambda_dssim:g} DSSIM": PhotometricLoss(lambda_dssim=args.lambda_dssim),
+        f"{1 - dssim:g} L1 + {dssim:g} DSSIM": PhotometricLoss(lambda_dssim=dssim),
     }
     fits = {name: fit(target, loss, name, args) for name, loss in losses.items()}
     draw_progress(args.out / "progress.png", fits, target)

@@ -150,8 +150,8 @@ def compare(
     process takes its share.
 
     Exit code: 0; 1 if a pair is below --fail-under; 2 for wrong usage; 3 if a picture could not be
-    compared or has no partner, a file could not be written, or anything else went wrong; 130 after
-    Ctrl-C. What is finished by then is in the files.
+    compared or has no partner, a file could not be written, or anything else went wrong, also where
+    a pair is below; 130 after Ctrl-C. What is finished by then is in the files.
     """
     from .evaluation.outputs import OutputsError, check_apart, check_folders, check_no_pictures
     from .evaluation.pairs import PairsError, find_pairs

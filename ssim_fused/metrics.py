@@ -20,6 +20,7 @@ from torch import Tensor
 from ._checks import MAP_SETTINGS, SETTINGS, check_early, check_names, hashable
 from ._metric import Metric
 from ._multiscale import BETAS, check_multiscale
+from ._request import is_half
 from .functional import ms_ssim_loss, ssim_loss
 
 __all__ = ["MultiScaleStructuralSimilarity", "StructuralSimilarity"]
@@ -43,9 +44,13 @@ def _mark(metric: Metric, settings: dict[str, Any]) -> Tensor:
     return torch.tensor(list(hashlib.sha256(said.encode()).digest()[:16]), dtype=torch.uint8)
 
 
-def _single(image: Tensor) -> Tensor:
-    """Half precision as float32, which each image's loss then has, too."""
-    return image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+def _unrounded(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A pair in half precision as float32, and so each image's loss; others as they are."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return input, target  # an error that the loss explains
+    if not is_half(input) or input.dtype != target.dtype:
+        return input, target
+    return input.float(), target.float()
 
 
 class _Mean(Metric):
@@ -126,7 +131,7 @@ class StructuralSimilarity(_Mean):
 
     def update(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; ``mask`` as in :func:`ssim_fused.ssim_loss`."""
-        input, target = _single(input), _single(target)
+        input, target = _unrounded(input, target)
         self._add(ssim_loss(input, target, reduction="image", mask=mask, **self.settings))
 
 
@@ -161,7 +166,7 @@ class MultiScaleStructuralSimilarity(_Mean):
 
     def update(self, input: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        input, target = _single(input), _single(target)
+        input, target = _unrounded(input, target)
         self._add(ms_ssim_loss(input, target, reduction="image", **self.settings))
 
 

@@ -290,3 +290,13 @@ def test_a_setting_that_a_metric_lacks_is_named():
     with pytest.raises(TypeError, match="mask_threshold"):
         StructuralSimilarity(mask_threshold="a")
     StructuralSimilarity(term="luminance", mask_threshold=0.2, sync_on_compute=False)
+
+
+@pytest.mark.parametrize("metric", [StructuralSimilarity, MultiScaleStructuralSimilarity])
+def test_what_is_no_pair_of_images_is_refused(metric):
+    x = torch.rand(1, 1, 180, 180)
+    with pytest.raises(TypeError, match=r"input must be a torch.Tensor, got str"):
+        metric().update("a", x)
+    for other in (torch.bfloat16, torch.float32):
+        with pytest.raises(TypeError, match=r"must have one dtype, got torch.float16 and"):
+            metric().update(x.half(), x.to(other))

@@ -302,6 +302,7 @@ class VolumeBlock {
       const auto voxels = [&](int k, A& a, A& b) { return pivot_voxels(k, a, b); };
       pivot.choose(voxels, p_.inverse_range);
     }
+    // in the images' units: scaled here, they would cost registers that sm_90 spills
     pivots_[0] = pivot.input;
     pivots_[1] = pivot.target;
     pivots_[2] = pivot.input - pivot.target;

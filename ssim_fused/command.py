@@ -301,10 +301,11 @@ def _report_below(
         return
     below = sum(not value >= fail_under for value in similarities)
     named = [f"{value:.6f}: {name}" for value, name in names if not value >= fail_under]
-    for line in named[:_MOST_BELOW]:
+    named = named[:_MOST_BELOW]
+    for line in named:
         print(line, file=sys.stderr)
-    if below > len(named[:_MOST_BELOW]) > 0:
-        print(f"... and {below - len(named[:_MOST_BELOW])} more", file=sys.stderr)
+    if below > len(named) > 0:
+        print(f"... and {below - len(named)} more", file=sys.stderr)
     if below:
         print(f"{below} of {len(similarities)} below {fail_under}", file=sys.stderr)
 

@@ -186,8 +186,9 @@ def peak_bytes(**settings):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-def test_a_step_needs_one_image_more():
-    size, weight = 2048, 0.5
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_step_needs_one_image_more(weight):
+    size = 2048
     image = 3 * size * size * 4
     slack = 6 << 20
     needed = peak_bytes(size=size, weight=weight, retain=False)

@@ -149,8 +149,12 @@ def _columns(path: Path, header: list[str]) -> tuple[int, int] | None:
     names = [name.strip().casefold() for name in header]
     there = [name for name in ("input", "target") if name in names]
     if len(there) == 1:
-        raise PairsError(f"{path}: must have the columns input and target, got {', '.join(header)}")
+        raise _no_columns(path, header)
     return (names.index("input"), names.index("target")) if there else None
+
+
+def _no_columns(path: Path, names: list[str]) -> PairsError:
+    return PairsError(f"{path}: must have the columns input and target, got {', '.join(names)}")
 
 
 class _CsvPairs:
@@ -184,7 +188,7 @@ def _of_parquet(path: Path) -> Pairs:
         names, count = file.schema_arrow.names, file.metadata.num_rows
     columns = _columns(path, names)
     if columns is None:
-        raise PairsError(f"{path}: must have the columns input and target, got {', '.join(names)}")
+        raise _no_columns(path, names)
     if count == 0:
         raise PairsError(f"{path}: holds no pairs")
     return Pairs(_ParquetPairs(path, [names[column] for column in columns]), count)

@@ -111,9 +111,7 @@ def _once(files: list[tuple[str, Path]], settings: Settings) -> Iterator[Result]
     for kind, path in files:
         written = min((file.stat().st_mtime for file in files_of(kind, path)), default=0.0)
         for key, result in _good(kind, path):
-            if key in seen or _changed(result["input"], written):
-                continue
-            if _changed(result["target"], written):
+            if key in seen or any(_changed(result[side], written) for side in ("input", "target")):
                 continue
             if not settings.fit(result):
                 raise ResultsError(

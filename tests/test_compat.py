@@ -1052,3 +1052,10 @@ def test_stand_ins_import_nothing_but_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("needs torchmetrics: pip install torchmetrics") == 2
+
+
+def test_versions_are_those_that_are_compared():
+    shims = {library: originals.shim(library) for library in originals.PINNED}
+    said = {name: shim.__version__ for name, shim in shims.items() if hasattr(shim, "__version__")}
+    assert said
+    assert said == {name: originals.PINNED[name][1] for name in said}

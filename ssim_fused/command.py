@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._checks import PADDINGS
 from ._extra import require
+from ._luma import LUMAS
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -95,6 +96,18 @@ _COMPARE_OPTIONS = (
         help="Border of the SSIM map.",
     ),
     click.option("--ms-ssim", is_flag=True, help="MS-SSIM, too, which takes longer than the rest."),
+    click.option(
+        "--luma",
+        type=click.Choice(LUMAS),
+        help="Of RGB, compare luma alone; papers on super-resolution: matlab.",
+    ),
+    click.option(
+        "--crop-border",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Pixels left out at each side.",
+    ),
     click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger pictures."),
     click.option("--threads", type=click.IntRange(1), help="Default: one for each core."),
     click.option("--quiet", is_flag=True, help="No progress and no summary."),
@@ -140,6 +153,8 @@ def compare(
     data_range: float | None,
     padding: str,
     ms_ssim: bool,
+    luma: str | None,
+    crop_border: int,
     max_pixels: int | None,
     threads: int | None,
     quiet: bool,
@@ -165,7 +180,7 @@ def compare(
     outputs = {kind: path for kind, path in given.items() if path is not None}
     if resume and not outputs:
         raise click.UsageError("--resume goes with --csv, --json or --parquet")
-    settings = _settings(data_range, padding, ms_ssim, max_pixels)
+    settings = _settings(data_range, padding, ms_ssim, max_pixels, luma, crop_border)
     try:
         pairs = find_pairs(input, target)
         check_apart(_given(csv, json, parquet, html), _given(input, target))
@@ -214,14 +229,20 @@ def _given(*paths: Path | None) -> list[Path]:
 
 
 def _settings(
-    data_range: float | None, padding: str, ms_ssim: bool, max_pixels: int | None
+    data_range: float | None,
+    padding: str,
+    ms_ssim: bool,
+    max_pixels: int | None,
+    luma: str | None,
+    crop_border: int,
 ) -> Settings:
     """Settings of the options, or a usage error."""
     from .evaluation.compare import Settings
     from .evaluation.pictures import MAX_PIXELS
 
     try:
-        return Settings(data_range, padding, ms_ssim, max_pixels or MAX_PIXELS).checked()
+        most = max_pixels or MAX_PIXELS
+        return Settings(data_range, padding, ms_ssim, most, luma, crop_border).checked()
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
@@ -370,6 +391,8 @@ def video(
     data_range: float | None,
     padding: str,
     ms_ssim: bool,
+    luma: str | None,
+    crop_border: int,
     max_pixels: int | None,
     threads: int | None,
     quiet: bool,
@@ -391,7 +414,7 @@ def video(
     from .evaluation.video import FRAME_FIELDS, Course, Video, VideoError, compare_videos
     from .evaluation.writers import CsvWriter, JsonWriter
 
-    settings = _settings(data_range, padding, ms_ssim, max_pixels)
+    settings = _settings(data_range, padding, ms_ssim, max_pixels, luma, crop_border)
     try:
         check_apart(_given(csv, json, plot), (input, target))
         check_no_pictures(_given(csv, json))
@@ -441,6 +464,7 @@ def video(
 
 
 def _save_worst(folder: Path, course: Course, settings: Settings) -> None:
+    from .evaluation.compare import compared_part
     from .evaluation.drawing import save_difference
     from .evaluation.outputs import cannot_write
     from .evaluation.pictures import data_range
@@ -448,8 +472,9 @@ def _save_worst(folder: Path, course: Course, settings: Settings) -> None:
     for number, pictures in course.worst():
         path = folder / f"frame-{number:06}.png"
         span = settings.data_range or data_range(pictures[0])
+        first, second = (compared_part(picture, settings) for picture in pictures)
         try:
-            save_difference(path, *pictures, span, settings.padding)
+            save_difference(path, first, second, span, settings.padding)
         except OSError as error:
             course.errors.append(cannot_write(path, error))
             return

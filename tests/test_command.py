@@ -24,6 +24,7 @@ import kills
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
+import torch
 import torch.distributed as dist
 from click.testing import CliRunner
 from conftest import needs_proc, process_of_rank
@@ -31,10 +32,12 @@ from evaluation_tables import picture, save, save_pairs
 from PIL import Image
 
 from ssim_fused import command
+from ssim_fused.compat import frame_analytics
 from ssim_fused.evaluation import run as running
 from ssim_fused.evaluation import writers
 from ssim_fused.evaluation.compare import Settings
 from ssim_fused.evaluation.pairs import Pairs, find_pairs
+from ssim_fused.evaluation.pictures import read_picture
 from ssim_fused.evaluation.ranks import Ranks
 from ssim_fused.evaluation.session import run_session
 from ssim_fused.evaluation.summary import Summary
@@ -86,6 +89,21 @@ def test_two_pictures(tmp_path):
     assert done.exit_code == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert f"{result['ssim']:.6g}" in done.stdout
+
+
+def test_luma_without_a_border(tmp_path):
+    a, b = save_pairs(tmp_path, 3)
+    words = ["--luma", "matlab", "--crop-border", "4", "--padding", "valid"]
+    assert call("compare", a, b, *words, "--csv", tmp_path / "r.csv").exit_code == 0
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = frame_analytics.ssim(
+        *(torch.from_numpy(read_picture(folder / "02.png")).permute(2, 0, 1) for folder in (a, b)),
+        luma="matlab", crop_border=4,
+    )  # fmt: skip
+    assert float(rows[2]["ssim"]) == pytest.approx(expected.item(), abs=1e-6)
+    assert [rows[2][name] for name in ("height", "width", "channels")] == ["32", "40", "1"]
+    assert (rows[2]["luma"], rows[2]["crop_border"]) == ("matlab", "4")
 
 
 def test_fail_under(tmp_path):
@@ -444,8 +462,13 @@ def test_several_outputs_resume_from_what_any_has(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", [["--padding", "valid"], ["--data-range", "1"], ["--ms-ssim"]], ids=str
-)
+    "other",
+    [
+        ["--padding", "valid"], ["--data-range", "1"], ["--ms-ssim"], ["--luma", "bt601"],
+        ["--crop-border", "1"],
+    ],
+    ids=str,
+)  # fmt: skip
 def test_resuming_with_other_settings_is_refused(tmp_path, other):
     a, b = save_pairs(tmp_path, 1, size=(176, 180))
     words = ["compare", a, b, "--csv", tmp_path / "r.csv"]
@@ -563,6 +586,7 @@ def test_names_that_are_not_utf8(tmp_path):
 SLOW_PAGE = """
 import time
 from ssim_fused import command
+from ssim_fused.compat import frame_analytics
 
 write = command._write_page
 command._write_page = lambda *given: (time.sleep(2), write(*given))
@@ -613,6 +637,7 @@ def test_torchrun_shares_merges_and_resumes(tmp_path):
 LATE = """
 import os, time
 from ssim_fused import command
+from ssim_fused.compat import frame_analytics
 
 if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "1"):
     time.sleep(1)

@@ -31,6 +31,7 @@ import tifffile
 from evaluation_tables import picture, save, save_pairs
 from PIL import Image
 
+from ssim_fused.compat import frame_analytics
 from ssim_fused.evaluation import run, writers
 from ssim_fused.evaluation.compare import FIELDS, Settings, compare, compare_files
 from ssim_fused.evaluation.pairs import PairsError, find_pairs
@@ -345,6 +346,51 @@ def test_values_are_those_of_the_functions(dtype, padding):
     assert not Settings(padding=padding).fit(found)
 
 
+BT601 = (65.481, 128.553, 24.966)  # of colours in [0, 1]: luma in [16, 235]
+
+
+@pytest.mark.parametrize("dtype", [U8, U16, np.float32, np.float64])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_luma_without_a_border(dtype, padding):
+    """As papers on super-resolution have it."""
+    first, second = (picture((190, 200), dtype=dtype, seed=seed) for seed in range(2))
+    settings = Settings(padding=padding, ms_ssim=True, luma="matlab", crop_border=4)
+    found = compare(first, second, settings)
+    span = {U8: 255.0, U16: 65535.0}.get(dtype, 1.0)
+    x, y = ((16 + p[4:-4, 4:-4].astype(np.float64) @ BT601 / span) / 255 for p in (first, second))
+    mse = ((x - y) ** 2).mean()
+    x, y = (torch.from_numpy(luma)[None] for luma in (x, y))
+    expected = {
+        "ssim": ssim_fused.ssim(x, y, padding=padding).item(),
+        "ms_ssim": ssim_fused.ms_ssim(x, y).item(),
+        "psnr": -10 * math.log10(mse),
+        "mse": mse * span**2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert [found[name] for name in ("height", "width", "channels")] == [182, 192, 1]
+    assert (found["dtype"], found["data_range"]) == (np.dtype(dtype).name, span)
+    assert (found["luma"], found["crop_border"]) == ("matlab", 4)
+    assert settings.fit(found)
+    assert not settings._replace(luma=None).fit(found)
+    assert not settings._replace(luma="bt601").fit(found)
+    assert not settings._replace(crop_border=0).fit(found)
+
+
+@pytest.mark.parametrize("luma", ["bt601", "bt709", "matlab"])
+def test_luma_is_that_of_frame_analytics(luma):
+    first, second = (picture(seed=seed) for seed in range(2))
+    found = compare(first, second, Settings(padding="valid", luma=luma, crop_border=2))
+    x, y = (torch.from_numpy(p).permute(2, 0, 1) for p in (first, second))
+    theirs = frame_analytics.ssim(x, y, luma=luma, crop_border=2)
+    assert found["ssim"] == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_grey_pictures_are_their_own_luma():
+    first, second = (picture(channels=1, seed=seed) for seed in range(2))
+    found = [compare(first, second, Settings(luma=luma)) for luma in (None, "matlab")]
+    assert found[0] | {"luma": "matlab"} == found[1]
+
+
 def test_equal_and_small_pictures():
     found = compare(picture((7, 5)), picture((7, 5)), Settings(ms_ssim=True))
     assert found["ssim"] == 1
@@ -362,6 +408,8 @@ def test_equal_and_small_pictures():
         (np.full((20, 20, 1), np.nan), np.zeros((20, 20, 1)), Settings(), "NaN"),
         (picture((5, 5)), picture((5, 5)), Settings(padding="valid"), "at least 11 x 11"),
         (np.full((20, 20, 1), 1e200), np.zeros((20, 20, 1)), Settings(1.0), "not a number"),
+        (picture(channels=4), picture(channels=4), Settings(luma="matlab"), "not of 4 channels"),
+        (picture((9, 8)), picture((9, 8)), Settings(crop_border=4), "leaves nothing of 8 x 9"),
     ],
 )
 def test_pairs_that_do_not_fit(tmp_path, first, second, settings, message):
@@ -850,6 +898,8 @@ def test_the_limit_of_a_batch_is_that_of_its_settings(tmp_path, monkeypatch, suf
         ({"input": [], "target": [], "error": [], "height": []}, {}, "results: height, error"),
         ({"input": [], "target": []}, {"data_range": -1.0}, "data_range must be positive"),
         ({"input": [], "target": []}, {"padding": "zeros"}, "padding must be one of"),
+        ({"input": [], "target": []}, {"luma": "y"}, "luma must be one of"),
+        ({"input": [], "target": []}, {"crop_border": -1}, "crop_border must be at least 0"),
     ],
 )
 def test_bad_batches(batch, settings, message):

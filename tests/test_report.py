@@ -116,6 +116,26 @@ def test_negative_values_are_drawn(tmp_path):
     assert np.abs(sheet[:, :48] - 255 * (array - black) / 2).max() <= 1
 
 
+def test_what_is_compared_is_shown(tmp_path):
+    """Luma, without the border; its map belongs to the pair's SSIM."""
+    a, b = save_pairs(tmp_path, 2)
+    settings = Settings(luma="bt601", crop_border=3)
+    summary = Summary()
+    summary.add(result_of(Pair(str(a / "01.png"), str(b / "01.png")), settings))
+    (row,) = content(report.render(summary, settings, 1, ""))["rows"]
+    assert row["size"] == "42 x 34 x 1"
+    parts = []
+    for uri, path in zip(row["pictures"], (a / "01.png", b / "01.png")):
+        colours = np.asarray(Image.open(path))[3:-3, 3:-3].astype(np.float64)
+        parts.append(colours @ (0.299, 0.587, 0.114))
+        assert np.abs(np.asarray(image(uri))[..., 0] - parts[-1]).max() <= 0.51
+    similarity = drawing.ssim_map(*(part[..., None] for part in parts), 255.0, "same")
+    assert similarity.mean() == pytest.approx(row["ssim"], abs=1e-5)
+    assert np.array_equal(
+        np.asarray(image(row["pictures"][2])), np.asarray(drawing.draw_map(similarity))
+    )
+
+
 def test_inks_are_drawn_as_colours(tmp_path):
     inks = Image.fromarray(picture()).convert("CMYK")
     inks.save(tmp_path / "p.tif")

@@ -128,6 +128,19 @@ def test_plot_and_pictures_of_the_worst_frames(tmp_path, videos):
     assert np.array_equal(sheet[:, 88:168], list(frames(12, 1))[5])
 
 
+def test_luma_without_a_border(tmp_path, videos):
+    table, folder = tmp_path / "r.csv", tmp_path / "worst"
+    words = ["--luma", "matlab", "--crop-border", "4", "--padding", "valid", "--csv", table]
+    assert call("video", *videos, *words, "--worst-frames", folder).exit_code == 0
+    settings = Settings(padding="valid", luma="matlab", crop_border=4)
+    pairs = zip(frames(12, 0), frames(12, 1))
+    expected = [compare(first, second, settings)["ssim"] for first, second in pairs]
+    with table.open(newline="") as file:
+        assert [float(row["ssim"]) for row in csv.DictReader(file)] == expected
+    sheet = np.asarray(Image.open(folder / "frame-000005.png"))
+    assert sheet.shape == (56, 2 * 72 + 62 + 2 * 8, 3)  # windows inside: the map is smaller
+
+
 @pytest.mark.parametrize("name", [r"$\q$.mkv", "\udcff.mkv"])
 def test_a_plot_has_the_names_as_they_are(tmp_path, videos, name):
     first = videos[0].rename(tmp_path / name)

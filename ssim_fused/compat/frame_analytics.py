@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ms_ssim_loss
+from .._luma import LUMAS, luma_of
 from .._multiscale import BETAS
 from ._common import odd_window, similarity
 
@@ -27,24 +28,16 @@ STANDS_FOR = {
 }
 MS_SSIM_WEIGHTS = BETAS
 
-# weights of red, green and blue; what is added, in data ranges
-_LUMA = {
-    "bt601": ((0.299, 0.587, 0.114), 0.0),
-    "bt709": ((0.2126, 0.7152, 0.0722), 0.0),
-    "matlab": ((65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255),
-}
 _RANGES = {torch.uint8: 255.0, torch.int16: 65535.0, torch.int32: 65535.0, torch.uint16: 65535.0}
 
 
 def _luma(image: Tensor, mode: str | bool, data_range: float) -> Tensor:
     mode = "bt601" if mode is True else mode
-    if mode not in _LUMA:
-        raise ValueError(f"luma must be one of {', '.join(_LUMA)}, got {mode!r}")
+    if mode not in LUMAS:
+        raise ValueError(f"luma must be one of {', '.join(LUMAS)}, got {mode!r}")
     if image.shape[1] != 3:
         raise ValueError(f"luma needs three channels, got {image.shape[1]}")
-    weights, offset = _LUMA[str(mode)]
-    parts = (weight * image[:, i : i + 1] for i, weight in enumerate(weights))
-    return sum(parts) + offset * data_range  # type: ignore[return-value]
+    return luma_of(image.split(1, dim=1), str(mode), data_range)
 
 
 def _downsampled(image: Tensor) -> Tensor:

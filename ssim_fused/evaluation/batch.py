@@ -20,6 +20,8 @@ def evaluate_batch(
     padding: str = "same",
     ms_ssim: bool = False,
     max_pixels: int = MAX_PIXELS,
+    luma: str | None = None,
+    crop_border: int = 0,
 ) -> dict[str, np.ndarray]:
     """SSIM, MS-SSIM, PSNR, MSE and L1 of a batch of pairs, for ``ray.data.Dataset.map_batches``.
 
@@ -30,6 +32,8 @@ def evaluate_batch(
         padding: border of the SSIM map, as in :func:`ssim_fused.ssim_loss`.
         ms_ssim: whether to compute MS-SSIM, of pictures of at least 176 x 176.
         max_pixels: the most pixels of a file that are decoded.
+        luma: compare the luma of RGB pictures alone: ``"bt601"``, ``"bt709"`` or ``"matlab"``.
+        crop_border: pixels that are left out at each side.
 
     Shape:
         Columns of N; results are N numbers or words, NaN or empty where there are none. A pair
@@ -42,7 +46,7 @@ def evaluate_batch(
     Example:
         >>> ray.data.read_csv("pairs.csv").map_batches(ssim_fused.evaluate_batch).write_csv("out")
     """
-    settings = Settings(data_range, padding, ms_ssim, max_pixels).checked()
+    settings = Settings(data_range, padding, ms_ssim, max_pixels, luma, crop_border).checked()
     missing = {"input", "target"}.difference(batch)
     if missing:
         raise ValueError(f"a batch needs the columns input and target, got {', '.join(batch)}")

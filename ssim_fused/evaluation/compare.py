@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .._checks import PADDINGS, choice, positive
+from .._checks import PADDINGS, choice, integer, positive
+from .._luma import LUMAS, luma_of
 from .._multiscale import BETAS
 from .._terms import to_psnr
 from ..functional import image_loss, ms_ssim
@@ -32,6 +33,8 @@ FIELDS = {
     "dtype": str,
     "data_range": float,
     "padding": str,
+    "luma": str,
+    "crop_border": int,
     "error": str,
 }
 Result = dict[str, Any]  # FIELDS' names and values; None for what there is not
@@ -45,6 +48,8 @@ class Settings(NamedTuple):
     padding: str = "same"
     ms_ssim: bool = False  # it takes longer than all the others together
     max_pixels: int = MAX_PIXELS
+    luma: str | None = None  # of RGB pictures this alone is compared
+    crop_border: int = 0  # pixels that are left out at each side
 
     def checked(self) -> Settings:
         """The same, or a ValueError that names what is wrong."""
@@ -52,6 +57,10 @@ class Settings(NamedTuple):
             positive("data_range", self.data_range)
         choice("padding", self.padding, PADDINGS)
         positive("max_pixels", self.max_pixels)
+        if self.luma is not None:
+            choice("luma", self.luma, LUMAS)
+        if integer("crop_border", self.crop_border) < 0:
+            raise ValueError(f"crop_border must be at least 0, got {self.crop_border}")
         return self
 
     def fit(self, result: Result) -> bool:
@@ -63,6 +72,8 @@ class Settings(NamedTuple):
         large = min(result["height"], result["width"]) >= MS_SSIM_LEAST
         return (
             result["padding"] == self.padding
+            and result["luma"] == self.luma
+            and result["crop_border"] == self.crop_border
             and result["data_range"] == wanted
             and (result["ms_ssim"] is not None) == (self.ms_ssim and large)
         )
@@ -118,11 +129,34 @@ def _check_values(picture: np.ndarray, settings: Settings) -> None:
         )
 
 
+def compared_part(picture: np.ndarray, settings: Settings) -> np.ndarray:
+    """What is compared of a picture (H, W, C): without its border, its luma alone (H, W, 1).
+
+    A grey picture is its own luma; that of whole numbers is float32, in their units, not rounded.
+
+    Raises:
+        PictureError: nothing is left, or the picture is neither RGB nor grey.
+    """
+    height, width, channels = picture.shape
+    border = settings.crop_border
+    if min(height, width) <= 2 * border:
+        raise PictureError(f"a border of {border} pixels leaves nothing of {width} x {height}")
+    picture = picture[border : height - border, border : width - border]
+    if settings.luma is None or channels == 1:
+        return picture
+    if channels != 3:
+        raise PictureError(f"luma is of RGB or grey pictures, not of {channels} channels")
+    colours = picture.astype(np.promote_types(picture.dtype, np.float32), copy=False)
+    span = settings.data_range or data_range(picture)
+    return luma_of(np.split(colours, 3, axis=2), settings.luma, span)
+
+
 def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result:
     """SSIM, MS-SSIM, PSNR, MSE and L1 of two pictures, as their channels' mean.
 
     Shape:
-        (H, W, C), of one type. MS-SSIM is None where a side is shorter than 176 pixels.
+        (H, W, C), of one type. MS-SSIM is None where a side is shorter than 176 pixels. The
+        result's height, width and channels are those of what is compared.
 
     Units:
         MSE and L1: those of the pictures. PSNR: decibels, infinite for equal pictures.
@@ -133,8 +167,9 @@ def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result
     check_pair(input, target)
     for picture in (input, target):
         _check_values(picture, settings)
+    kind, span = input.dtype.name, settings.data_range or data_range(input)
+    input, target = (compared_part(picture, settings) for picture in (input, target))
     height, width, channels = input.shape
-    span = settings.data_range or data_range(input)
     x, y = as_tensor(input), as_tensor(target)
     with torch_errors(), torch.inference_mode():
         _, terms = image_loss(
@@ -146,7 +181,7 @@ def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result
             coarse = ms_ssim(x, y, data_range=span).item()
     similarity = 1 - terms.ssim.item()
     if not math.isfinite(similarity):
-        raise PictureError(f"SSIM of values this large is not a number in {input.dtype}")
+        raise PictureError(f"SSIM of values this large is not a number in {kind}")
     return {
         "ssim": similarity,
         "ms_ssim": coarse,
@@ -156,9 +191,11 @@ def compare(input: np.ndarray, target: np.ndarray, settings: Settings) -> Result
         "height": height,
         "width": width,
         "channels": channels,
-        "dtype": input.dtype.name,
+        "dtype": kind,
         "data_range": span,
         "padding": settings.padding,
+        "luma": settings.luma,
+        "crop_border": settings.crop_border,
         "error": None,
     }
 

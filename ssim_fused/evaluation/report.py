@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
-from .compare import Result, Settings
+from .compare import Result, Settings, compared_part
 from .drawing import COLOURS, data_uri, draw_map, draw_picture, lowest, ssim_map
 from .outputs import replaced
 from .pictures import read_picture
@@ -98,7 +98,8 @@ def _row(
 def _pictures(result: Result, settings: Settings) -> dict[str, Any]:
     """Both pictures and the map; or why they are not there any more."""
     try:
-        first, second = (read_picture(result[side], settings.max_pixels) for side in _SIDES)
+        read = (read_picture(result[side], settings.max_pixels) for side in _SIDES)
+        first, second = (compared_part(picture, settings) for picture in read)
         found = ssim_map(first, second, result["data_range"], result["padding"])
         low = lowest(first, second)
         drawn = [draw_picture(picture, result["data_range"], low) for picture in (first, second)]

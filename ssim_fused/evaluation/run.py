@@ -115,8 +115,9 @@ def _once(files: list[tuple[str, Path]], settings: Settings) -> Iterator[Result]
                 continue
             if not settings.fit(result):
                 raise ResultsError(
-                    f"{path}: was made with other settings: padding {result['padding']!r}, data "
-                    f"range {result['data_range']:g}, MS-SSIM {result['ms_ssim']} of "
+                    f"{path}: was made with other settings: padding {result['padding']!r}, luma "
+                    f"{result['luma']!r}, border {result['crop_border']}, data range "
+                    f"{result['data_range']:g}, MS-SSIM {result['ms_ssim']} of "
                     f"{result['width']} x {result['height']} {result['dtype']}"
                 )
             seen.add(key)

@@ -572,6 +572,7 @@ void unpool(const Tensor& grad, const Tensor& factor, const Optional& grad_poole
 void check_grad(const Tensor& grad) {
   STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu() && grad.scalar_type() == accumulate_type(grad),
                   "ssim_fused: grad must be (N, C, H, W) on the CPU, in the accumulation type");
+  STD_TORCH_CHECK(grad.numel() > 0, "ssim_fused: grad has no pixels");
 }
 
 Tensor unpool_cpu(Tensor grad, Tensor factor, Optional grad_pooled,

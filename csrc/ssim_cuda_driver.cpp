@@ -15,8 +15,11 @@ using Connect = int (*)(Driver* driver, char* error, int size);
 constexpr int kErrorBytes = 4096;
 constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr int kRelaxed = 2;               // CU_STREAM_CAPTURE_MODE_RELAXED
+constexpr int kOutOfMemory = 2;           // CUDA_ERROR_OUT_OF_MEMORY
 
 std::atomic<Connect> connect = nullptr;
+
+const char* said(const char* error) { return *error ? error : "interrupted"; }
 
 }  // namespace
 
@@ -28,7 +31,10 @@ const Driver& driver() {
                   "ssim_fused: CUDA kernels need Python: import ssim_fused");
   auto* found = new Driver{};  // never destroyed: launches may come until the end
   char error[kErrorBytes] = "";
-  STD_TORCH_CHECK(connect.load()(found, error, kErrorBytes) == 0, "ssim_fused: ", error);
+  // Ctrl-C as Python's function begins ends it before it says or returns anything
+  const bool failed = connect.load()(found, error, kErrorBytes) != 0 || !found->find_kernel;
+  if (failed) delete found;
+  STD_TORCH_CHECK(!failed, "ssim_fused: ", said(error));
   connected.store(found);
   return *found;
 }
@@ -86,6 +92,7 @@ unsigned* kept_counter(int device, Stream stream) {
   unsigned long long address = 0;
   const int failed = driver().cuMemAlloc(&address, sizeof(unsigned));
   driver().cuThreadExchangeStreamCaptureMode(&mode);
+  if (failed == kOutOfMemory) return nullptr;
   check(failed, "an allocation");
   auto* counter = reinterpret_cast<unsigned*>(address);
   clear_counter(counter, stream);
@@ -104,7 +111,7 @@ void* Kernel::function(int device) {
   const int failed =
       driver().find_kernel(device, header_, expression_.c_str(), &function, error, kErrorBytes);
   STD_TORCH_CHECK(failed == 0 && function != nullptr, "ssim_fused: no kernel ", expression_, ": ",
-                  error);
+                  said(error));
   const std::lock_guard<std::mutex> lock(mutex_);
   return functions_.emplace(device, function).first->second;
 }

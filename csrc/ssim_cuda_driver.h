@@ -52,7 +52,8 @@ bool is_captured(Stream stream);
 void clear_counter(unsigned* counter, Stream stream);
 
 // A counter that is 0 and stays for as long as the process, one for each stream: its launches follow
-// one another. CUDA's own memory: torch's may belong to a graph, as in mode="reduce-overhead".
+// one another. CUDA's own memory: torch's may belong to a graph, as in mode="reduce-overhead". Null
+// where CUDA has none left.
 unsigned* kept_counter(int device, Stream stream);
 
 // how a kernel is launched

@@ -152,17 +152,16 @@ std::string kernel_name(const char* name, Arguments... arguments) {
 }
 
 // The counter of blocks that a launch needs, 0 before it and again after it; it must live until the
-// launch is made. A graph has its own, since it may be replayed beside other launches.
+// launch is made. A graph has its own, since it may be replayed beside other launches; so has a
+// launch where torch holds all of CUDA's memory.
 struct Counter {
   unsigned* address = nullptr;  // where a launch adds up a value
-  Optional memory;              // of a graph's
+  Optional memory;              // of its own
 
   Counter(const Call& call, const Outputs& out, Stream stream) {
     if (out.value == nullptr) return;
-    if (!is_captured(stream)) {
-      address = kept_counter(device_of(call.input), stream);
-      return;
-    }
+    if (!is_captured(stream)) address = kept_counter(device_of(call.input), stream);
+    if (address != nullptr) return;
     memory = torch::stable::new_empty(call.input, {1}, ScalarType::Int);
     address = static_cast<unsigned*>(memory->data_ptr());
     clear_counter(address, stream);

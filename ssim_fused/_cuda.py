@@ -6,6 +6,7 @@ launch, so that importing does not keep a process from forking.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -18,6 +19,7 @@ from ._nvrtc import Compiled
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 # in the order of csrc/ssim_cuda_driver.h
 _FUNCTIONS = (
@@ -132,7 +134,12 @@ def _load_function(compiled: Compiled) -> int:
     mode = ctypes.c_int(_RELAXED)  # loading would end a graph's capture
     driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     try:
-        _check(driver.cuModuleLoadData(ctypes.byref(module), compiled.image), "loading a kernel")
+        result = driver.cuModuleLoadData(ctypes.byref(module), compiled.image)
+        if result == _OUT_OF_MEMORY:
+            with contextlib.suppress(RuntimeError):  # not while a graph is captured
+                torch.cuda.empty_cache()  # torch may hold what the driver lacks
+            result = driver.cuModuleLoadData(ctypes.byref(module), compiled.image)
+        _check(result, "loading a kernel")
         found = driver.cuModuleGetFunction(ctypes.byref(function), module, compiled.symbol.encode())
         _check(found, f"looking for {compiled.symbol}")
     finally:
@@ -164,6 +171,8 @@ def _find_kernel(device, header, expression, function, error, size):
 def load(library: Path) -> None:
     """Load the library of operators and connect it; OSError where it does not load."""
     torch.ops.load_library(str(library))
+    for callback in (_connect, _find_kernel):  # the library calls them for as long as it is there
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(callback))
     ctypes.CDLL(str(library)).ssim_fused_cuda_connect(_connect)
 
 

@@ -8,6 +8,7 @@ written, a warning says so once, and the work goes on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,9 +23,13 @@ from ._nvrtc import Compiled
 VARIABLE = "SSIM_FUSED_CACHE"
 
 
+def _checksum(compiled: Compiled) -> str:
+    return hashlib.sha256(compiled.symbol.encode() + b"\n" + compiled.image).hexdigest()
+
+
 def pack(compiled: Compiled) -> bytes:
     """A kernel as one string of bytes, with its checksum."""
-    head = {"symbol": compiled.symbol, "sha256": hashlib.sha256(compiled.image).hexdigest()}
+    head = {"symbol": compiled.symbol, "sha256": _checksum(compiled)}
     return json.dumps(head).encode() + b"\n" + compiled.image
 
 
@@ -33,12 +38,10 @@ def unpack(entry: bytes) -> Compiled | None:
     head, _, image = entry.partition(b"\n")
     try:
         said = json.loads(head)
-        symbol, checksum = said["symbol"], said["sha256"]
-    except (ValueError, KeyError, TypeError):
+        compiled, checksum = Compiled(said["symbol"], image), said["sha256"]
+        return compiled if checksum == _checksum(compiled) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if checksum != hashlib.sha256(image).hexdigest():
-        return None
-    return Compiled(symbol, image)
 
 
 def folder() -> Path | None:
@@ -88,6 +91,8 @@ class Cache:
         except (FileNotFoundError, PermissionError):  # or another user's
             return None
         except OSError as error:
+            if error.errno == errno.ESTALE:  # replaced meanwhile, from elsewhere on a network
+                return None
             self._give_up(error)
             return None
 

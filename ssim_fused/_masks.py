@@ -13,12 +13,7 @@ from . import _border
 from ._autocast import full_precision
 from ._checks import BORDERS, check_beside, fraction
 from ._filter import filter_axes
-from ._request import Request, Settings, accumulate_dtype
-
-
-def _is_captured(tensor: Tensor) -> bool:
-    """Whether what is computed with it is recorded into a CUDA graph."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+from ._request import Request, Settings, accumulate_dtype, is_captured
 
 
 def _is_proxied() -> bool:
@@ -36,7 +31,7 @@ def verify(holds: Tensor, message: str, of_images: bool = False) -> None:
     of_images: there is one for each image, and the error says which ones fail.
     """
     is_later = torch.compiler.is_compiling() or isinstance(holds, FakeTensor)
-    if is_later or _is_captured(holds) or _is_proxied():
+    if is_later or is_captured(holds) or _is_proxied():
         torch._assert_async(holds.all(), f"ssim_fused: {message}")
     elif torch._C._functorch.is_functorch_wrapped_tensor(holds):
         verify(torch._C._functorch.get_unwrapped(holds), message)

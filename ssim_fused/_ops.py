@@ -23,6 +23,7 @@ from ._request import (
     Settings,
     accumulate_dtype,
     can_be_read,
+    is_captured,
     is_half,
 )
 from ._windows import single_window
@@ -122,11 +123,12 @@ def _is_hooked() -> bool:
 
 
 def _may_write_to_saved(ctx: Any, *grads: Tensor | None) -> bool:
-    """Whether nobody asks again for what was saved: no retain_graph, no hook, one gradient."""
+    """Whether nobody asks again for what was saved: no retain_graph, no hook, one gradient, and no
+    CUDA graph of the backward alone, as make_graphed_callables records it, which is replayed."""
     kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     if kept is None or torch.compiler.is_compiling() or kept() or ctx.is_hooked:
         return False
-    return not any(_is_batched(grad) for grad in grads if grad is not None)
+    return not any(_is_batched(grad) or is_captured(grad) for grad in grads if grad is not None)
 
 
 def _differentiable_gradients(

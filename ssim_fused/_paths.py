@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._fakes import register_fakes
@@ -78,6 +79,13 @@ def gpu_reason(device: int) -> str | None:
 gpu_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _reason_of_gpu(image: Tensor) -> str | None:
+    """The same for an image's GPU, or for the current one."""
+    if image.is_cuda:
+        return gpu_reason(image.device.index or 0)
+    return gpu_reason(torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
 # ---- which path ----
 
 
@@ -120,7 +128,7 @@ def why_reference(request: Request, device: str | None = None) -> str | None:
     if device == "cuda":
         if cuda_reason is not None:
             return cuda_reason
-        if request.input.is_cuda and (reason := gpu_reason(request.input.device.index or 0)):
+        if reason := _reason_of_gpu(request.input):
             return reason
     if _under_transform(request):
         return "vmap and forward-mode derivatives are PyTorch's"

@@ -105,3 +105,8 @@ def can_be_read(value: Tensor) -> bool:
     if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
     return type(value) is Tensor
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether what is computed with it is recorded into a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

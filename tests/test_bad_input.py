@@ -484,6 +484,7 @@ HOSTILE_POOLED = {
     "half of another size": ((ONES, FACTOR, HALF[..., :9], (0, 0)), "grad_pooled"),
     "half of another type": ((ONES, FACTOR, HALF.double(), (0, 0)), "grad_pooled"),
     "half of another offset": ((ONES[..., :19], FACTOR, HALF[..., :9], (0, 1)), "grad_pooled"),
+    "no pixels": ((ONES[..., :0], FACTOR, None, (0, 0)), "no pixels"),
     "no offset": ((ONES, FACTOR, HALF, ()), "pool_offset"),
     "offset of two": ((ONES, FACTOR, HALF, (0, 2)), "pool_offset"),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import threading
 
 import cuda_standin
@@ -262,6 +263,29 @@ def test_a_graph_has_a_counter_of_its_own(driver):
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
+def test_where_torch_holds_all_memory_a_launch_counts_in_torchs(driver):
+    x, y = pictures((1, 1, 16, 16))
+    loss = torch.ops.ssim_fused_standin.loss_and_gradients
+    arguments = (x, y, None, None, None, *settings(), MEAN, [1.0, 0.5, 0.5], True, False)
+    expected = loss(*arguments)
+    driver.reset()
+    driver.change_stream(2)  # which has no counter yet
+    try:
+        driver.be_scarce(1)
+        for calls in (
+            ["allocate", "memset", "launch"],
+            ["allocate", "memset", "launch"],
+            ["launch"],
+        ):
+            found = loss(*arguments)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected))
+            assert [call.what for call in driver.calls()] == calls  # the second one is kept
+            driver.reset()
+    finally:
+        driver.be_scarce(0)
+        driver.change_stream(1)
+
+
 def test_a_thread_without_a_context_gets_one(driver):
     x, y = pictures((1, 1, 16, 16))
     values = []
@@ -315,6 +339,53 @@ def test_what_interrupts_a_compilation_is_said(context, monkeypatch):
 
     monkeypatch.setattr(_kernels.Kernels, "compiled", interrupted)
     assert find(NAME) == "KeyboardInterrupt"
+
+
+CONNECTED = """
+import ctypes, sys, threading
+sys.path[:0] = sys.argv[1:]
+import torch, cuda_standin
+from ssim_fused import _cuda, _paths
+driver = cuda_standin.Driver()
+_cuda._driver = _cuda._torch_cuda = lambda: driver.library
+definitions = torch.library.Library("ssim_fused_standin", "DEF")
+definitions.define(str(torch.ops.ssim_fused.unpool.default._schema).removeprefix("ssim_fused::"))
+real = _cuda._connect
+_cuda._connect = _cuda._Connect(lambda *_: 0)  # as if ended before its first line
+path = cuda_standin.build_operators()
+_cuda.load(path)
+arguments = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1), None, (0, 0)
+try:
+    torch.ops.ssim_fused_standin.unpool(*arguments)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+ctypes.CDLL(str(path)).ssim_fused_cuda_connect(real)
+try:
+    torch.ops.ssim_fused_standin.unpool(*arguments)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_an_interrupted_connection_is_said_and_made_again(driver):
+    """Ctrl-C as a callback of Python begins leaves its result to chance."""
+    folders = [str(cuda_standin.ROOT / "tests"), str(cuda_standin.ROOT)]
+    command = [sys.executable, "-c", CONNECTED, *folders]
+    done = subprocess.run(command, capture_output=True, text=True)
+    first, *rest = done.stdout.splitlines()
+    assert "ssim_fused: interrupted" in first, done.stderr
+    assert "interrupted" not in "".join(rest)
+
+
+def test_torch_gives_memory_back_for_a_kernel(context, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    context.be_scarce(1)
+    assert find(NAME) is None
+    assert emptied == [True]
+    context.be_scarce(2)
+    assert "loading a kernel failed" in find(NAME)
+    context.be_scarce(0)
 
 
 def test_the_list_of_kernels_is_what_the_launchers_choose_from(driver):

@@ -52,6 +52,17 @@ def test_words(name, monkeypatch):
 
 
 @native
+def test_a_gpu_that_is_too_old_is_named_before_anything_is_there(monkeypatch):
+    monkeypatch.setattr(_paths, "cuda_reason", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(_paths, "gpu_reason", {3: "it is too old"}.get)
+    assert ssim_fused.explain(X, device="cuda").startswith(
+        "fallback (plain PyTorch): it is too old"
+    )
+
+
+@native
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_called_native_does_not_touch_the_reference(name, monkeypatch):
     image, settings, _, _ = CASES[name]

@@ -98,6 +98,14 @@ class Driver:
         """Whether streams are captured into a graph from now on."""
         self.library.standin_capture(int(capturing))
 
+    def be_scarce(self, times: int) -> None:
+        """So many allocations and loaded images find no memory from now on."""
+        self.library.standin_scarce(times)
+
+    def change_stream(self, number: int) -> None:
+        """Another current stream."""
+        self.library.standin_stream(ctypes.c_ulonglong(number))
+
     def calls(self, what: str | None = None) -> list[Call]:
         """All calls since the reset, or those of one kind."""
         found = []

@@ -22,8 +22,8 @@ using namespace ssim_fused;
 
 namespace {
 
-constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200, kInvalidContext = 201,
-              kNotFound = 500;
+constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidImage = 200,
+              kInvalidContext = 201, kNotFound = 500;
 
 // the parameters of a kernel, as cuLaunchKernel has them
 using Body = std::function<void(void**)>;
@@ -139,6 +139,8 @@ struct Call {
 std::vector<Call> calls;
 thread_local void* context = nullptr;
 int refused_images = 0, major_version = 9, capturing = 0;
+int scarce = 0;  // so many calls find no memory
+unsigned long long stream_id = 1;
 
 void note(const char* what, const std::string& name = "", unsigned blocks = 0, unsigned threads = 0,
           unsigned shared = 0) {
@@ -153,6 +155,8 @@ void note(const char* what, const std::string& name = "", unsigned blocks = 0, u
 
 int in_context() { return context == nullptr ? kInvalidContext : kSuccess; }
 
+bool is_scarce() { return scarce > 0 && scarce-- > 0; }
+
 }  // namespace
 
 // ---- for the test ----
@@ -165,6 +169,8 @@ EXPORT void standin_reset(int refuse, int capability_major) {
   major_version = capability_major;
 }
 EXPORT void standin_capture(int status) { capturing = status; }
+EXPORT void standin_scarce(int times) { scarce = times; }
+EXPORT void standin_stream(unsigned long long id) { stream_id = id; }
 // the names of all kernels, one a line
 EXPORT const char* standin_kernels() {
   static std::string names;
@@ -221,6 +227,7 @@ EXPORT int cuCtxSetCurrent(void* current) {
 
 EXPORT int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
   note("allocate");
+  if (is_scarce()) return kOutOfMemory;
   *address = reinterpret_cast<unsigned long long>(std::malloc(bytes));
   return in_context();
 }
@@ -234,7 +241,7 @@ EXPORT int cuStreamIsCapturing(void*, int* status) {
   return in_context();
 }
 EXPORT int cuStreamGetId(void*, unsigned long long* id) {
-  *id = 1;
+  *id = stream_id;
   if (capturing != 0) return kInvalidValue;  // as the driver says of a stream that is captured
   return in_context();
 }
@@ -243,6 +250,7 @@ EXPORT int cuThreadExchangeStreamCaptureMode(int*) { return kSuccess; }
 EXPORT int cuModuleLoadData(void** module, const void* image) {
   if (in_context() != kSuccess) return kInvalidContext;
   note("load");
+  if (is_scarce()) return kOutOfMemory;
   if (refused_images > 0) {
     --refused_images;
     return kInvalidImage;

@@ -79,8 +79,8 @@ def ssim_loss(
             averages of the seen pixels alone (normalised convolution), pixels outside the image
             being unseen, too; what the others hold, NaN included, changes neither value nor
             gradient.
-        mask_threshold: a window counts where more than this share of it is seen. The map
-            is 0 (1 that of :func:`ssim`) where a window does not count.
+        mask_threshold: a window counts where more than this share of it is seen, by more than
+            rounding may add. The map is 0 (1 that of :func:`ssim`) where a window does not count.
         weight: how much each window counts in the mean, not negative: (N or 1, C or 1, OH, OW), the
             size of the map. For ``reduction="sum"``, a factor; an error for ``"none"``. No gradient
             flows to it.

@@ -324,6 +324,49 @@ def test_similarity_of_what_is_seen(path):
 
 
 @both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_does_not_decide_which_windows_count(path, dtype):
+    """Of windows of 25 pixels, those of which 21 are seen count, and not those of 20."""
+    x, y = pictures((1, 1, 48, 48), dtype)
+    mask = rand(1, 1, 48, 48) > 0.2
+    settings = {"window": "uniform", "window_size": 5, "padding": "valid"}
+    of_map = PATHS[path].ssim_loss(
+        x, y, mask=mask, mask_threshold=0.01, reduction="none", **settings
+    )
+    count = torch.nn.functional.avg_pool2d(mask.double(), 5, 1, divisor_override=1).round()
+    assert (count == 20).any()
+    expected = of_map.double()[count > 20].mean()
+    for flip in ([], [-1], [-1, -2]):
+        first, second, seen = (image.flip(flip) for image in (x, y, mask))
+        loss = PATHS[path].ssim_loss(first, second, mask=seen, mask_threshold=0.8, **settings)
+        assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
+    half = torch.full((1, 1, 48, 48), 0.5)
+    for window in ({"window": "uniform"}, {"window_size": 7}, {"sigma": 1.0}):
+        with pytest.raises(ValueError, match="leaves no window"):
+            PATHS[path].ssim_loss(x, y, mask=half, **window)
+    whole = PATHS[path].ssim_loss(x, y, padding="valid")
+    strict = PATHS[path].ssim_loss(
+        x, y, mask=torch.ones_like(half), mask_threshold=1 - 1e-6, padding="valid"
+    )
+    assert strict.item() == pytest.approx(whole.item(), rel=2e-6)
+
+
+@both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_windows_that_see_next_to_nothing_do_not_count(path, dtype):
+    x, y = pictures((1, 1, 32, 32), dtype)
+    x.requires_grad_()
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 8:20, 8:20] = 1
+    loss = PATHS[path].ssim_loss(x, y, sigma=0.5, mask=mask, mask_threshold=0)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert grad.isfinite().all()
+    exact = [image.detach().double() for image in (x, y)]
+    true = reference.ssim_loss(*exact, sigma=0.5, mask=mask.double(), mask_threshold=0)
+    assert relative_error(loss.detach(), true) < 3e-5
+
+
+@both_paths
 def test_an_empty_mask_names_its_images(path):
     x, y = pictures((3, 2, 19, 26))
     mask = torch.ones(3, 1, 19, 26)

@@ -134,8 +134,8 @@ def _with_mask(
         mask = _border.extend(mask, given.pads(request.axes()), given.padding)
     with full_precision(image):
         seen = filter_axes(mask, request.settings)
-    # rounding must not decide about windows that are seen just as far; and of those of which next to
-    # nothing is seen, float32 has no digits
+    # rounding must not decide about windows that are seen just as far; and for those of which next
+    # to nothing is seen, float32 has no digits
     margin = 2e-5 * min(threshold, 1 - threshold)
     counted = seen > max(threshold + margin, 1e-20)
     coverage = torch.where(counted, 1 / seen, torch.zeros_like(seen)).expand(request.map_shape())

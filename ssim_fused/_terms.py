@@ -38,7 +38,7 @@ def compute_terms(
     *,
     data_range: float | None = None,
     **names: Any,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor, float]:
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, float]:
     """image_loss, by a backend: the loss, its detached terms, the MSE unrounded, the data range.
 
     names: as in ssim_loss.
@@ -53,14 +53,17 @@ def compute_terms(
     one_pass = one_pass and term_weights[0] != 0 and any(term_weights[1:])
     if one_pass:
         made = backend.image_terms(to_request(input, target, settings)[0], term_weights)
-        value, found = made[0], made[1:].detach().unbind()
+        value, found = made[0], made.detach().unbind()[1:]
     else:
         value, found = _separate_terms(
             backend, input, target, settings, term_weights, mask, mask_threshold
         )
-    dtype = promised_dtype(input)
-    ssim_term, mse_term, l1_term = (term.to(dtype) for term in found)
-    return value.to(dtype), (ssim_term, mse_term, l1_term), found[1], settings.data_range
+    dtype, terms = promised_dtype(input), found
+    if value.dtype != dtype:  # asking each term takes longer
+        value, terms = value.to(dtype), tuple(term.to(dtype) for term in found)
+    elif one_pass:
+        value = value.clone()  # a view is not to be written to, and FSDP2 warns of one
+    return value, terms, found[1], settings.data_range
 
 
 def _separate_terms(

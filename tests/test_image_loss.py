@@ -204,6 +204,24 @@ def test_no_slope_of_l1_where_images_agree():
 
 
 @pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_loss_is_no_view(dtype):
+    x, y = pictures((2, 1, 19, 26), dtype)
+    mu = logvar = torch.zeros(2, 3, dtype=dtype)
+    for image in (x, x.clone().requires_grad_()):
+        for loss in (
+            ssim_fused.image_loss(image, y, l1=1),
+            ssim_fused.image_loss(image, y, mse=1, padding="reflect"),
+            ssim_fused.image_loss(image, y),
+            ssim_fused.PhotometricLoss()(image, y),
+            ssim_fused.CVAELoss(beta=0)(image, y, mu, logvar),
+        ):
+            assert loss.requires_grad == image.requires_grad
+            assert not loss._is_view()
+            loss.detach_()
+
+
+@pytest.mark.usefixtures("path")
 def test_double_backward():
     x, y = (image.requires_grad_() for image in pictures((1, 2, 12, 13), torch.float64))
 

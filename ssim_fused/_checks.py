@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import numbers
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ def _constant(value: Any) -> Any:
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) and isinstance(value, numbers.Real):
         value = float(value)  # a numpy scalar
+    if isinstance(value, tuple):  # what hashable makes of lists, tensors and arrays
+        raise TypeError(f"{name} must be a number without axes, got {reprlib.repr(value)}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return _constant(value)
@@ -186,11 +189,12 @@ def _checked_windows(window_size: Taps, sigma: Sigma, window: Any) -> tuple[tupl
 
 def hashable(name: str, value: Any) -> Any:
     """Lists, tensors and numpy's arrays as tuples."""
+    if isinstance(value, (int, float)):  # Dynamo cannot ask its numbers for attributes
+        return value
     if isinstance(value, Tensor):
         no_gradient(name, value)
         value = value.detach()
-    # Dynamo cannot ask its numbers for attributes
-    if not isinstance(value, (int, float)) and hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(hashable(name, each) for each in value)
@@ -272,7 +276,7 @@ def check_early(**settings: Any) -> None:
 def resolve_range(data_range: float | None, image: Tensor) -> float:
     """The data range that is given, or where none is, that of the image's dtype."""
     if data_range is not None:
-        return data_range
+        return hashable("data_range", data_range)
     return WHOLE.get(image.dtype, 1.0) if isinstance(image, Tensor) else 1.0
 
 

@@ -20,6 +20,7 @@ from ._checks import (
     check_settings,
     choice,
     flag,
+    hashable,
     nonnegative,
     resolve_range,
 )
@@ -49,7 +50,8 @@ def check_multiscale(
     reductions = ("mean", "image", "channel")
     choice("reduction", reduction, reductions[: 3 if flag("per_channel", per_channel) else 2])
     choice("spatial_dims", spatial_dims, (None, 2, 3))
-    if not isinstance(betas, (tuple, list)) or not betas:
+    betas = hashable("betas", betas)
+    if not isinstance(betas, tuple) or not betas:
         raise TypeError(f"betas must be a list of numbers, one for each scale, got {betas!r}")
     betas = tuple(nonnegative(f"betas[{i}]", beta) for i, beta in enumerate(betas))
     if not any(betas):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ._call import compute_ssim, finish, prepare
-from ._checks import Sigma, Taps, Window, positive
+from ._checks import Sigma, Taps, Window, positive, resolve_range
 from ._multiscale import BETAS, compute_multiscale
 from ._ops import BACKEND, reduced_loss
 from ._terms import compute_psnr, compute_terms, to_psnr
@@ -299,7 +299,7 @@ class ImageTerms(_Terms):
         if data_range is None:
             raise ValueError("data_range must be given for terms that image_loss did not make")
         mse = self.mse if self._exact_mse is None else self._exact_mse
-        return to_psnr(mse, positive("data_range", data_range))
+        return to_psnr(mse, positive("data_range", resolve_range(data_range, mse)))
 
 
 def image_loss(

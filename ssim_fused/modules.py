@@ -190,8 +190,9 @@ class MSSSIMLoss(_Settings):
             spatial_dims=spatial_dims,
             reduction=reduction,
         )
-        check_multiscale(betas, normalize, pooling, per_channel, reduction, spatial_dims)
-        self.betas = tuple(betas)
+        self.betas = check_multiscale(
+            betas, normalize, pooling, per_channel, reduction, spatial_dims
+        )
         self.normalize = normalize
         self.pooling = pooling
         self.per_channel = per_channel

@@ -202,6 +202,13 @@ CASES = {
         ValueError,
         ["float64", "1e-309"],
     ),
+    "range of one axis": (
+        X,
+        X,
+        {"data_range": torch.tensor([255.0])},
+        TypeError,
+        ["data_range must be a number without axes, got (255.0,)"],
+    ),
     "k1": (X, X, {"k1": -0.01}, ValueError, ["k1 must be finite and at least 0, got -0.01"]),
     "k2": (X, X, {"k2": float("nan")}, ValueError, ["k2"]),
     "padding": (X, X, {"padding": "full"}, ValueError, ["padding", "'full'", "'same'"]),
@@ -300,6 +307,20 @@ def test_scalars_and_arrays_of_numpy(scalars, plain):
     names = {"window_size": "kernel_size"}
     module = ssim_fused.SSIMLoss(**{names.get(name, name): scalars[name] for name in scalars})
     assert torch.equal(module(X, X.flip(-1)), expected)
+
+
+@pytest.mark.parametrize("data_range", [torch.tensor(2.0), np.array(2.0), np.float32(2)], ids=type)
+def test_a_data_range_of_psnr_is_what_the_losses_take(data_range):
+    y = X.flip(-1)
+    expected = ssim_fused.psnr(X, y, data_range=2.0)
+    assert torch.equal(ssim_fused.psnr(X, y, data_range=data_range), expected)
+    _, terms = ssim_fused.image_loss(X, y, mse=1, return_terms=True)
+    assert torch.equal(terms.psnr(data_range), terms.psnr(2.0))
+    for psnr in (lambda **named: ssim_fused.psnr(X, y, **named), terms.psnr):
+        with pytest.raises(TypeError, match=r"data_range must be .* without axes, got \(2.0,\)"):
+            psnr(data_range=torch.tensor([2.0]))
+        with pytest.raises(ValueError, match="data_range must not require a gradient"):
+            psnr(data_range=torch.tensor(2.0, requires_grad=True))
 
 
 @pytest.mark.parametrize("name", ["window_size", "data_range", "sigma", "k1"])

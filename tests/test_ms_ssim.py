@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tables import TOLERANCE, natural, oracle_loss, pictures, relative_error, window_taps
@@ -167,6 +168,19 @@ def test_similarity_and_module():
     assert torch.equal(ssim_fused.ms_ssim(x, y, pooling="pad", **SMALL), 1 - loss)
     module = ssim_fused.MSSSIMLoss(5, betas=SMALL["betas"], pooling="pad")
     assert torch.equal(module(x, y), loss)
+
+
+@pytest.mark.parametrize("betas", [torch.tensor([0.25, 0.75]), np.array([0.25, 0.75])], ids=type)
+def test_betas_of_a_tensor_or_an_array(betas):
+    x, y = pictures((2, 3, 25, 30))
+    expected = ssim_fused.ms_ssim_loss(x, y, betas=(0.25, 0.75))
+    assert torch.equal(ssim_fused.ms_ssim_loss(x, y, betas=betas), expected)
+    module = ssim_fused.MSSSIMLoss(betas=betas)
+    assert torch.equal(module(x, y), expected)
+    assert module.betas == (0.25, 0.75)
+    if isinstance(betas, torch.Tensor):
+        with pytest.raises(ValueError, match="betas must not require a gradient"):
+            ssim_fused.ms_ssim_loss(x, y, betas=betas.clone().requires_grad_())
 
 
 @both_paths
@@ -358,6 +372,7 @@ def test_the_smallest_volume():
 
 BAD = {
     "betas": ({"betas": ()}, TypeError, "betas"),
+    "betas without axes": ({"betas": torch.tensor(1.0)}, TypeError, "betas .*, got 1.0"),
     "a beta": ({"betas": (0.5, -0.1)}, ValueError, r"betas\[1\]"),
     "no betas": ({"betas": (0.0, 0.0)}, ValueError, "not all be 0"),
     "normalize": ({"normalize": "clip"}, ValueError, "normalize.*'relu'"),

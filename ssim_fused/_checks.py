@@ -109,12 +109,11 @@ def flag(name: str, value: bool) -> bool:
 
 
 def check_names(owner: object, given: Iterable[str], known: Sequence[str]) -> None:
-    """Keywords that an object's class knows, or an error."""
+    """Keywords that a function or an object's class knows, or an error."""
     for name in given:
         if name not in known:
-            raise TypeError(
-                f"{type(owner).__name__} has no argument {name!r}; it has {', '.join(known)}"
-            )
+            called = getattr(owner, "__name__", type(owner).__name__)
+            raise TypeError(f"{called} has no argument {name!r}; it has {', '.join(known)}")
 
 
 def no_gradient(name: str, value: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _paths
 from ._call import prepare
-from ._checks import BORDERS, FLOATING
+from ._checks import BORDERS, FLOATING, SETTINGS, check_names
 
 
 def _kind_of(device: str | torch.device) -> str:
@@ -34,6 +34,9 @@ def explain(
 ) -> str:
     """Say which code computes :func:`ssim_fused.ssim_loss` of such a call, and why.
 
+    It is about that function alone, not about :func:`ssim_fused.ms_ssim_loss` or
+    :func:`ssim_fused.image_loss`.
+
     Args:
         input, target, mask, mask_threshold, weight, settings: as in :func:`ssim_fused.ssim_loss`;
             one image is enough. Wrong ones raise what it raises.
@@ -47,6 +50,7 @@ def explain(
         >>> explain(torch.rand(1, 3, 64, 64), padding="reflect")
         'native, avx512; float32; border "reflect" as a copy with more pixels around it'
     """
+    check_names(explain, settings, (*SETTINGS, "mask", "mask_threshold", "weight", "device"))
     target = input if target is None else target
     request, _ = prepare(
         input, target, **settings, mask=mask, mask_threshold=mask_threshold, weight=weight

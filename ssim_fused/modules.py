@@ -53,7 +53,11 @@ class _Settings(nn.Module):
 
     def __init__(self, kernel_size: Taps, sigma: Sigma, **settings: Any) -> None:
         super().__init__()
-        check_early(window_size=kernel_size, sigma=sigma, **settings)
+        try:
+            check_early(window_size=kernel_size, sigma=sigma, **settings)
+        except (TypeError, ValueError) as error:
+            error.args = (str(error).replace("window_size", "kernel_size"),)
+            raise
         self.kernel_size = kernel_size
         self.sigma = sigma
         for name, value in settings.items():
@@ -266,8 +270,8 @@ class PhotometricLoss(_Settings):
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss."""
-        dssim, l1 = self.lambda_dssim, 1 - self.lambda_dssim
-        loss = image_loss(x, y, ssim=dssim, l1=l1, mask=mask, **self.settings())
+        dssim = finite("lambda_dssim", self.lambda_dssim)
+        loss = image_loss(x, y, ssim=dssim, l1=1 - dssim, mask=mask, **self.settings())
         assert isinstance(loss, Tensor)
         return loss
 
@@ -372,8 +376,9 @@ class CVAELoss(_Settings):
                 "recon_x and raw_x must have the same shape, "
                 f"got {tuple(recon_x.shape)} and {tuple(raw_x.shape)}"
             )
+        alpha = finite("alpha", self.alpha)
         loss, terms = image_loss(
-            recon_x, raw_x, ssim=self.alpha, mse=1.0, return_terms=True, **self.settings()
+            recon_x, raw_x, ssim=alpha, mse=1.0, return_terms=True, **self.settings()
         )
         kl = torch.zeros_like(terms.mse)
         if self.beta != 0:

@@ -259,8 +259,16 @@ def test_the_smallest_sigma_is_a_window_of_one_pixel(sigma):
 
 
 def test_modules_check_at_construction():
-    with pytest.raises(ValueError, match="window_size"):
-        ssim_fused.SSIMLoss(kernel_size=4)
+    for module in (
+        ssim_fused.SSIMLoss,
+        ssim_fused.MSSSIMLoss,
+        ssim_fused.PhotometricLoss,
+        ssim_fused.CVAELoss,
+    ):
+        with pytest.raises(ValueError, match=r"^kernel_size must be odd"):
+            module(kernel_size=4)
+    with pytest.raises(ValueError, match=r"^kernel_size and sigma differ"):
+        ssim_fused.SSIMLoss((3, 5), (1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="sigma"):
         ssim_fused.CVAELoss(sigma=-1)
     with pytest.raises(TypeError, match="alpha"):
@@ -286,6 +294,17 @@ def test_modules_check_at_construction():
 def test_what_a_module_does_not_take_is_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "images"),
+    [(ssim_fused.CVAELoss, "alpha", 4), (ssim_fused.PhotometricLoss, "lambda_dssim", 2)],
+)
+def test_a_weight_that_is_set_later_has_its_name(make, name, images):
+    module = make()
+    setattr(module, name, torch.tensor(0.2))
+    with pytest.raises(TypeError, match=f"^{name} must be a number, got Tensor"):
+        module(*[X] * images)
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,5 @@ def test_wrong_calls_raise_what_the_loss_raises():
         ssim_fused.explain(X, window_size=4)
     with pytest.raises(ValueError, match="mask"):
         ssim_fused.explain(X, mask=MASK[..., 1:])
+    with pytest.raises(TypeError, match="explain has no argument 'betas'; it has window_size, "):
+        ssim_fused.explain(X, betas=(0.5, 0.5))

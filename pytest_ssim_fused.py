@@ -56,11 +56,14 @@ def assert_images_similar(request: pytest.FixtureRequest) -> Callable[..., float
         settings = Settings(data_range, padding).checked()
         if at_least > 1:
             raise ValueError(f"at_least must be at most 1, as SSIM is, got {at_least}")
+        failure = None
         try:
             first, second = picture_of("actual", actual), picture_of("expected", expected)
             found = compare(first, second, settings)
         except ValueError as error:
-            pytest.fail(f"images cannot be compared: {error}")
+            failure = f"images cannot be compared: {error}"
+        if failure is not None:  # not inside except, whose error would be shown, too
+            pytest.fail(failure)
         if found["ssim"] >= at_least:
             return found["ssim"]
         path = folder / (f"{name}-{taken}.png" if taken else f"{name}.png")

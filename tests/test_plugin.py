@@ -127,6 +127,7 @@ def test_pass_fail_and_the_picture_of_a_failure(tmp_path):
     assert "no.png: no such file" in done.stdout
     assert "cannot be compared: expected is no picture: Operation on closed image" in done.stdout
     assert "are not in [0, 1]: give data_range (the command's --data-range)" in done.stdout
+    assert "During handling of the above exception" not in done.stdout
 
 
 def test_each_test_has_a_file_of_its_own(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,10 +106,9 @@ def _check_seen(seen: Tensor) -> None:
 
 
 def to_psnr(mse: Tensor, data_range: float) -> Tensor:
-    """Decibels; a quotient such as 255^2 / mse is beyond float16."""
-    square = data_range * data_range
-    check_range("square", square, data_range, mse)
-    return 10 * torch.log10(square / mse.to(accumulate_dtype(mse)))
+    """Decibels; a quotient such as 255^2 / mse may be beyond its type."""
+    check_range("square", data_range * data_range, data_range, mse)
+    return 20 * math.log10(data_range) - 10 * torch.log10(mse.to(accumulate_dtype(mse)))
 
 
 def differences(

@@ -476,6 +476,28 @@ def test_psnr_of_large_pictures_takes_no_memory_of_their_size():
     assert max(event.cpu_memory_usage for event in profile.events()) < x.nbytes / 2
 
 
+@pytest.mark.parametrize("scale", [1e-17, 1e-3, 1e3, 1e17])
+def test_psnr_of_ranges_of_any_size(scale):
+    x, y = pictures((2, 3, 30, 31), torch.float64)
+    y = x + (y - x) / 100
+    true = ssim_fused.psnr(x, y).item()
+    small_x, small_y = ((image * scale).float() for image in (x, y))
+    found = ssim_fused.psnr(small_x, small_y, data_range=scale)
+    assert found.item() == pytest.approx(true, abs=1e-2)  # the mean square may be subnormal
+    assert ssim_fused.psnr(small_x, small_x, data_range=scale).item() == math.inf
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 255.0])
+def test_gradient_of_psnr(scale):
+    x, y = (image * scale for image in pictures((2, 3, 30, 31), torch.float64))
+    true_x = x.clone().requires_grad_()
+    true = 10 * torch.log10(scale**2 / (true_x - y).square().mean())
+    (expected,) = torch.autograd.grad(true, true_x)
+    small = x.float().requires_grad_()
+    (found,) = torch.autograd.grad(ssim_fused.psnr(small, y.float(), data_range=scale), small)
+    assert relative_error(found, expected) < 1e-5
+
+
 def test_psnr_of_whole_numbers():
     for dtype, span in ((torch.uint8, 255), (torch.uint16, 65535)):
         x, y = ((t.clamp(0, 1) * span).round() for t in pictures((2, 1, 30, 31), torch.float64))

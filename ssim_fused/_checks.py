@@ -151,6 +151,8 @@ def _user_window(name: str, taps: Sequence[float]) -> tuple[float, ...]:
     taps = tuple(finite(name, tap) for tap in taps)
     if len(taps) % 2 == 0:
         raise ValueError(f"{name} must have an odd number of taps, got {len(taps)}")
+    if min(taps) < 0:  # variances would be, too
+        raise ValueError(f"{name} must have taps of at least 0, got {min(taps)}")
     total = math.fsum(taps)
     if abs(total - 1) > 1e-4:
         raise ValueError(f"{name} must sum to 1, got a sum of {total:.6g}")

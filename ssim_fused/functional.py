@@ -67,8 +67,8 @@ def ssim_loss(
         reduction: ``"mean"``, ``"sum"``, ``"image"`` (one mean per image), ``"channel"`` (one per
             image and channel) or ``"none"`` (the map).
         window: ``"gaussian"``, ``"uniform"`` (all pixels of ``window_size`` count alike), or your
-            own: the taps of a symmetric 1-D window that sum to 1, or those of one for each axis, as
-            numbers, a tensor or an array.
+            own: the taps of a symmetric 1-D window that sum to 1, none of them negative, or those
+            of one for each axis, as numbers, a tensor or an array.
         term: ``"ssim"``, or one of its two factors alone: ``"luminance"`` (the one with the means)
             or ``"contrast_structure"`` (the one with variances and covariance).
         nonnegative_ssim: SSIM below 0 counts as 0, without a gradient.

@@ -86,6 +86,13 @@ CASES = {
     "window sum": (X, X, {"window": [1.0, 2.0, 1.0]}, ValueError, ["sum to 1", "4"]),
     "window even": (X, X, {"window": [0.5, 0.5]}, ValueError, ["odd", "2"]),
     "window lopsided": (X, X, {"window": [0.5, 0.3, 0.2]}, ValueError, ["symmetric", "0.5"]),
+    "window negative": (
+        X,
+        X,
+        {"window": [-0.25, 1.5, -0.25]},
+        ValueError,
+        ["window must have taps of at least 0, got -0.25"],
+    ),
     "window nan": (X, X, {"window": [float("nan")]}, ValueError, ["nan"]),
     "window text": (X, X, {"window": ["1"]}, TypeError, ["str"]),
     "reflect too far": (

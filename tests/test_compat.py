@@ -617,6 +617,12 @@ def test_refused():
             ),
             "not symmetric",
         ),
+        (
+            lambda: shim("pytorch_msssim").ssim(
+                x, y, win=torch.tensor([-0.25, 1.5, -0.25]).expand(3, 1, 1, 3)
+            ),
+            "negative",
+        ),
     ]
     for call, message in refused:
         with pytest.raises(NotImplementedError, match=message):

@@ -54,6 +54,8 @@ def _taps(win: Tensor | None, size: int, sigma: float) -> tuple[float, ...]:
         uncovered("a win that differs from channel to channel")
     if not torch.allclose(first, first.flip(0), atol=1e-6) or abs(first.sum() - 1) > 1e-4:
         uncovered("a win that is not symmetric or does not sum to 1")
+    if first.min() < 0:
+        uncovered("a win with negative taps")
     return tuple(first.tolist())
 
 

@@ -268,6 +268,9 @@ class _Terms(NamedTuple):
 class ImageTerms(_Terms):
     """What an :func:`image_loss` is made of, without weights and without gradients.
 
+    What ``_replace`` and ``torch.utils._pytree.tree_map`` make of them has lost the data range:
+    give it to ``psnr()``.
+
     Attributes:
         ssim: the SSIM loss, 1 - SSIM.
         mse: mean squared error, in the images' units.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -54,6 +55,7 @@ def report() -> str:
     """What a bug report needs, in one paste."""
     rows = [
         ("ssim_fused", __version__),
+        ("from", Path(__file__).parent),
         ("torch", torch.__version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("threads", torch.get_num_threads()),

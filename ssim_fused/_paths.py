@@ -22,12 +22,20 @@ CUDA_MOST_TAPS = 33  # kMostTaps of csrc/ssim_cuda_geometry.h
 CUDA_MOST_TAPS_OF_A_VOLUME = 15
 
 
+def _why_not_built(library: Path) -> str:
+    why = library.with_suffix(".why")  # left by setup.py
+    if why.exists():
+        return why.read_text(encoding="utf-8").strip()
+    folder = library.parent.parent
+    if (folder / "setup.py").exists():  # Python takes them before the package that is installed
+        return f"these are sources that were not built: leave {folder}, or 'pip install -e .' there"
+    return "reason unknown"
+
+
 def _load(library: Path, load: Callable[[Path], None]) -> str | None:
     """Load a library of operators; the reason where it cannot be had."""
     if not library.exists():
-        why = library.with_suffix(".why")  # left by setup.py
-        reason = why.read_text(encoding="utf-8").strip() if why.exists() else "reason unknown"
-        return f"it was not built: {reason}"
+        return f"it was not built: {_why_not_built(library)}"
     try:
         load(library)
     except (OSError, RuntimeError) as error:

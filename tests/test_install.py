@@ -301,9 +301,18 @@ def test_the_installed_library_calls_no_cpp_of_torchs():
 @pytest.fixture
 def package(tmp_path):
     """The package's Python files alone, to put a library beside them."""
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    ignored = shutil.ignore_patterns("*.so", "*.why", "__pycache__")
     shutil.copytree(ROOT / "ssim_fused", tmp_path / "ssim_fused", ignore=ignored)
     return tmp_path
+
+
+def test_sources_that_were_not_built_are_told_from_an_installed_package(package):
+    assert "it was not built: reason unknown" in info(package)
+    (package / "setup.py").touch()
+    found = info(package)
+    said = f"sources that were not built: leave {package}, or 'pip install -e .' there"
+    assert f"it was not built: these are {said}" in found
+    assert re.search(rf"^from +{re.escape(str(package / 'ssim_fused'))}$", found, re.M)
 
 
 def test_a_library_that_does_not_load(package):

@@ -289,6 +289,11 @@ class BuildPython(build_py):
 class Wheel(bdist_wheel):
     """Any Python 3: the library uses no Python API."""
 
+    def run(self) -> None:
+        """Builds it without what a build that was cut short has left."""
+        shutil.rmtree(self.bdist_dir, ignore_errors=True)
+        super().run()
+
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -183,6 +184,17 @@ def test_a_wheel_has_no_module_that_was_removed(sources):
         (wheel,) = (sources / "dist").glob("*.whl")
         assert ("ssim_fused/removed.py" in zipfile.ZipFile(wheel).namelist()) == is_there
         module.unlink(missing_ok=True)
+
+
+def test_a_wheel_is_built_after_one_that_was_cut_short(sources):
+    script = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    left = sources / "build" / f"bdist.{sysconfig.get_platform()}" / "wheel"
+    (left / "ssim_fused").mkdir(parents=True)
+    (left / "ssim_fused" / "__init__.py").touch()
+    (left / "stale.txt").touch()
+    run([sys.executable, "-c", script], sources, CXX="no-such-compiler")
+    (wheel,) = (sources / "dist").glob("*.whl")
+    assert "stale.txt" not in zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.parametrize("environment", ["no nvcc", "nvcc of CUDA 11", "TORCH_CUDA_ARCH_LIST"])

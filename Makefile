@@ -26,6 +26,9 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # instead of being fetched page by page (glibc's MALLOC_*)
 KEPT_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
+# all environments share the libraries beside the sources: one is built at a time (make -j)
+.NOTPARALLEL:
+
 .PHONY: help train compare test faults compiled fuzz kills mutants lint format bench bench-full
 .PHONY: bench-against gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
 
@@ -129,7 +132,9 @@ $(VENV)/ready: requirements-dev.txt
 	$(BIN)/pip install -q --no-compile --no-deps --require-hashes -r requirements-dev.txt
 	touch $@
 
+# where this torch has no CUDA, what this makes lacks the CUDA library that `make gpu` needs
 $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
+	rm -f $(OTHER_VENV)/built
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 

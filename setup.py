@@ -160,7 +160,8 @@ def cuda_library(build: Path, library: Path, torch: Path) -> str:
         raise CannotBuild("SSIM_FUSED_CUDA=0 when it was installed")
     version = (torch / "version.py").read_text(encoding="utf-8")
     if wanted != "1" and re.search(r"^cuda\b.*= '[\d.]+'", version, re.MULTILINE) is None:
-        raise CannotBuild("this torch is built without CUDA")
+        reason = "the torch it was built beside had no CUDA; with one that has, install again"
+        raise CannotBuild(reason)
     flags = CXX_FLAGS + includes(torch) + [TORCH_TARGET]
     names = ("ssim_cuda", "ssim_cuda_volume", "ssim_cuda_driver")
     objects = {build / f"{name}.o": (ROOT / f"csrc/{name}.cpp", flags) for name in names}
@@ -211,6 +212,9 @@ def run_ninja(build: Path) -> None:
         raise CannotBuild(reason) from None
 
 
+# pip keeps a wheel that it has built of an archive or a repository, and would take it again
+AGAIN = "pip install --no-cache-dir --force-reinstall --no-deps ..."
+
 # library -> its ninja file, the variable and value that make it a must
 LIBRARIES = {
     "ssim_fused._C_cpu": (cpu_library, "SSIM_FUSED_REQUIRE_NATIVE"),
@@ -247,7 +251,8 @@ class BuildNative(build_ext):
         except CannotBuild as reason:
             if os.environ.get(must) == "1":
                 sys.exit(f"ssim_fused: {library.name} cannot be built: {reason}")
-            print(f"ssim_fused: installing without {library.name}: {reason}", file=sys.stderr)
+            said = f"ssim_fused: installing without {library.name}: {reason} (to try again: {AGAIN})"
+            print(said, file=sys.stderr)
             library.unlink(missing_ok=True)
             reason_file.write_text(f"{reason}\n", encoding="utf-8")
             if make_ninja_file is cuda_library:

@@ -116,6 +116,16 @@ def test_install_without_a_compiler(sources):
     run([sys.executable, "-c", STEP], package)
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_a_torch_without_cuda_and_then_one_with_it(sources, quick_compiler):
+    """The words of the day are not those of the installation; and what pip keeps is told."""
+    said, package = install(sources, "--no-build-isolation", CXX=quick_compiler)
+    reason = "the torch it was built beside had no CUDA; with one that has, install again"
+    again = "pip install --no-cache-dir --force-reinstall --no-deps"
+    assert f"installing without _C_cuda.so: {reason} (to try again: {again} ...)" in said
+    assert (package / "ssim_fused" / "_C_cuda.why").read_text() == f"{reason}\n"
+
+
 def test_install_with_a_compiler_that_fails(sources):
     said, package = install(sources, "--no-build-isolation", CXX="false")
     assert "does not compile C++20" in said

@@ -46,7 +46,7 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX2 + AVX512} if X86_64 else {})
 
 # -ffp-contract=fast: multiply and add in one instruction, which ISO mode would forbid
-CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += [] if sys.platform == "win32" else ["-fPIC"]
 CXX_FLAGS += [
     "-Wno-unknown-warning-option",
@@ -55,11 +55,23 @@ CXX_FLAGS += [
     "-ffp-contract=fast",
     "-fno-math-errno",
 ]
-CXX_FLAGS += shlex.split(os.environ.get("CXXFLAGS", ""))
 
 
 class CannotBuild(Exception):
     """Why there will be no library."""
+
+
+def words(variable: str) -> list[str]:
+    """What a variable of the environment holds for the compiler."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise CannotBuild(f"{variable}: {error}") from None
+
+
+def cxx_flags() -> list[str]:
+    """Every source's flags: the standard is the sources' affair, the rest CXXFLAGS may change."""
+    return [*CXX_FLAGS, *words("CXXFLAGS"), "-std=c++20"]
 
 
 def find_torch() -> Path | None:
@@ -88,6 +100,12 @@ def escape(path: Path | str) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
+def command_line(command: list[str]) -> str:
+    """A command in a ninja file, for the shell; on Windows ninja uses none."""
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return join(command).replace("$", "$$")
+
+
 def ninja_file(compile_with: str, link_with: str, library: Path, objects: dict) -> str:
     """build.ninja: one object a source and set of flags, linked to one library."""
     lines = [
@@ -100,7 +118,7 @@ def ninja_file(compile_with: str, link_with: str, library: Path, objects: dict) 
     ]
     for output, (source, flags) in objects.items():
         lines.append(f"build {escape(output)}: compile {escape(source)}")
-        lines.append(f"  flags = {shlex.join(flags)}".replace("$", "$$"))
+        lines.append(f"  flags = {command_line(flags)}")
     lines.append(f"build {escape(library)}: link {' '.join(escape(o) for o in objects)}")
     return "\n".join(lines) + "\n"
 
@@ -108,47 +126,59 @@ def ninja_file(compile_with: str, link_with: str, library: Path, objects: dict) 
 # ---- the libraries ----
 
 
-# what the sources need that compilers of before 2021 lack
+# what the sources need that compilers of before 2021 lack, and clang 14 to 16 (f16c)
 PROBE = "#include <span>\ntemplate <typename T> concept Any = true;\nint size(std::span<int> s);\n"
+PROBE += 'bool f16c() { return __builtin_cpu_supports("f16c"); }\n' if X86_64 else ""
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """A program that runs, its output to be read."""
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "backslashreplace"}
+    try:
+        return subprocess.Popen(command, text=True, **out)
+    except OSError as error:
+        raise CannotBuild(f"{command[0]} cannot be started ({error.strerror})") from None
 
 
 @functools.cache
 def compiler() -> str:
     """The C++ compiler's command, which knows C++20."""
-    command = shlex.split(os.environ.get("CXX", "c++"))
-    if not command or shutil.which(command[0]) is None:
-        name = command[0] if command else "CXX is empty:"
-        raise CannotBuild(f"no C++ compiler ({name} not found)")
+    command = words("CXX") or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise CannotBuild(f"no C++ compiler ({command[0]} not found)")
+    if os.path.dirname(command[0]):  # ninja runs elsewhere
+        command[0] = os.path.abspath(command[0])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text(PROBE, encoding="utf-8")
         probe = [*command, "-std=c++20", "-c", str(source), "-o", str(source.with_suffix(".o"))]
-        done = subprocess.run(probe, capture_output=True, text=True)
-    if done.returncode:
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+        probing = start(probe)
+        probing.communicate()
+    if probing.returncode:
+        said, _ = start([*command, "--version"]).communicate()
         name = said.splitlines()[0] if said else command[0]
         raise CannotBuild(f"{name} does not compile C++20; gcc 11, clang 19 or newer do (CXX)")
-    return shlex.join(command)
+    return command_line(command)
 
 
 def native_library(build: Path, library: Path, torch: Path, objects: dict) -> str:
     """The ninja file of a library on torch's stable ABI."""
     if os.environ.get("SSIM_FUSED_PORTABLE") == "1":
-        objects[build / "portable.o"] = (ROOT / "csrc/portable.cpp", CXX_FLAGS)
+        objects[build / "portable.o"] = (ROOT / "csrc/portable.cpp", cxx_flags())
     # the C++ library first: torch's exports some of its symbols, which are not torch's to promise
     own = "-lstdc++ " if sys.platform == "linux" else ""
     link = f"{compiler()} -shared $in -o $out {own}"
-    link += f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -lc10"
+    link += command_line([f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"])
     return ninja_file(compiler(), link, library, objects)
 
 
 def cpu_library(build: Path, library: Path, torch: Path) -> str:
     """The ninja file of _C_cpu.so."""
-    flags = CXX_FLAGS + includes(torch) + [TORCH_TARGET]
+    flags = cxx_flags() + includes(torch) + [TORCH_TARGET]
     objects = {build / "ssim_cpu.o": (ROOT / "csrc/ssim_cpu.cpp", flags)}
     for isa, isa_flags in ISA_FLAGS.items():
         source = ROOT / "csrc/ssim_cpu_kernel.cpp"
-        flags = [*CXX_FLAGS, f"-DSSIM_ISA={isa}", *isa_flags]
+        flags = [*cxx_flags(), f"-DSSIM_ISA={isa}", *isa_flags]
         objects[build / f"ssim_cpu_kernel_{isa}.o"] = (source, flags)
     return native_library(build, library, torch, objects)
 
@@ -162,7 +192,7 @@ def cuda_library(build: Path, library: Path, torch: Path) -> str:
     if wanted != "1" and re.search(r"^cuda\b.*= '[\d.]+'", version, re.MULTILINE) is None:
         reason = "the torch it was built beside had no CUDA; with one that has, install again"
         raise CannotBuild(reason)
-    flags = CXX_FLAGS + includes(torch) + [TORCH_TARGET]
+    flags = cxx_flags() + includes(torch) + [TORCH_TARGET]
     names = ("ssim_cuda", "ssim_cuda_volume", "ssim_cuda_driver")
     objects = {build / f"{name}.o": (ROOT / f"csrc/{name}.cpp", flags) for name in names}
     return native_library(build, library, torch, objects)
@@ -205,11 +235,15 @@ def run_ninja(build: Path) -> None:
     command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
     if on_path is None and importlib.util.find_spec("ninja") is None:
         raise CannotBuild("ninja is not installed (pip install ninja)")
-    try:
-        subprocess.run([*command, "-C", str(build)], check=True)
-    except subprocess.CalledProcessError as error:
-        reason = f"the compiler failed (exit code {error.returncode}, see above)"
-        raise CannotBuild(reason) from None
+    first_error = ""
+    with start([*command, "-C", str(build)]) as running:
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            if "error:" in line:
+                first_error = first_error or line.strip()
+    if running.returncode:
+        why = f": {first_error}" if first_error else f" (exit code {running.returncode})"
+        raise CannotBuild(f"the compiler failed{why}")
 
 
 # pip keeps a wheel that it has built of an archive or a repository, and would take it again
@@ -224,6 +258,15 @@ LIBRARIES = {
 
 class BuildNative(build_ext):
     """Builds ssim_fused/_C_*.so, or says in one line why it does not."""
+
+    def run(self) -> None:
+        """Without setuptools' own compiler, which fails where CXX or CXXFLAGS cannot be read."""
+        inplace, self.inplace = self.inplace, False
+        for extension in self.extensions:
+            self.build_extension(extension)
+        self.inplace = inplace
+        if inplace:
+            self.copy_extensions_to_source()
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
@@ -251,8 +294,8 @@ class BuildNative(build_ext):
         except CannotBuild as reason:
             if os.environ.get(must) == "1":
                 sys.exit(f"ssim_fused: {library.name} cannot be built: {reason}")
-            said = f"ssim_fused: installing without {library.name}: {reason} (to try again: {AGAIN})"
-            print(said, file=sys.stderr)
+            said = f"without {library.name}: {reason} (to try again: {AGAIN})"
+            print(f"ssim_fused: installing {said}", file=sys.stderr)
             library.unlink(missing_ok=True)
             reason_file.write_text(f"{reason}\n", encoding="utf-8")
             if make_ninja_file is cuda_library:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -133,6 +134,36 @@ def test_install_with_a_compiler_that_fails(sources):
     run([sys.executable, "-c", STEP], package)
 
 
+@pytest.mark.parametrize(
+    ("program", "settings", "reason"),
+    [
+        ("#!/nowhere/sh\n", {"CXX": "FOUND"}, "{} cannot be started (No such file or directory)"),
+        ("no ELF", {"CXX": "FOUND"}, "{} cannot be started (Exec format error)"),
+        ("", {"CXX": "g++ '"}, "CXX: No closing quotation"),
+        ("", {"CXXFLAGS": "-DX='"}, "CXXFLAGS: No closing quotation"),
+    ],
+)
+def test_a_compiler_that_cannot_be_started(sources, program, settings, reason):
+    found = sources.parent / "g++"
+    found.write_text(program)
+    found.chmod(0o755)
+    settings = {name: value.replace("FOUND", str(found)) for name, value in settings.items()}
+    said, package = install(sources, "--no-build-isolation", **settings)
+    assert f"installing without _C_cpu.so: {reason.format(found)}" in said
+    assert reason.format(found) in info(package)
+
+
+def test_a_ninja_that_cannot_be_started(sources, quick_compiler):
+    ninja = sources.parent / "bin" / "ninja"
+    ninja.parent.mkdir()
+    ninja.write_text("#!/nowhere/sh\n")
+    ninja.chmod(0o755)
+    path = f"{ninja.parent}{os.pathsep}{os.environ['PATH']}"
+    said, _ = install(sources, "--no-build-isolation", CXX=quick_compiler, PATH=path)
+    reason = f"{ninja} cannot be started (No such file or directory)"
+    assert f"installing without _C_cpu.so: {reason}" in said
+
+
 def test_a_build_that_must_be_native_fails_without_a_compiler(sources):
     with pytest.raises(AssertionError, match="cannot be built"):
         install(
@@ -168,6 +199,56 @@ def test_a_compiler_that_is_too_old_is_named(sources):
     reason = "g++ (GCC) 8.5.0 does not compile C++20; gcc 11, clang 19 or newer do (CXX)"
     assert f"installing without _C_cpu.so: {reason}" in said
     assert reason in info(package)
+
+
+@pytest.fixture
+def compiler_that(quick_compiler, tmp_path):
+    """The quick one, with some lines of shell before."""
+
+    def make(text):
+        script = tmp_path / "other c++"
+        script.write_text(f'#!/bin/sh\n{text}\nexec {quick_compiler} "$@"\n')
+        script.chmod(0o755)
+        return shlex.quote(str(script))
+
+    return make
+
+
+def test_a_compiler_that_fails_at_the_sources_is_cited(sources, compiler_that):
+    errors = "echo note; echo x.cpp:1:2: error: no such thing; echo x.cpp:9: error: another"
+    fails = compiler_that(f'case "$*" in *ssim_cpu.cpp*) {errors}; exit 1;; esac')
+    said, package = install(sources, "--no-build-isolation", CXX=fails)
+    reason = "the compiler failed: x.cpp:1:2: error: no such thing"
+    assert f"installing without _C_cpu.so: {reason} (" in said
+    assert "x.cpp:9: error: another" in said
+    assert (package / "ssim_fused" / "_C_cpu.why").read_text() == f"{reason}\n"
+
+
+def test_a_compiler_that_fails_without_an_error(sources, compiler_that):
+    fails = compiler_that('case "$*" in *ssim_cpu.cpp*) exit 3;; esac')
+    said, _ = install(sources, "--no-build-isolation", CXX=fails)
+    assert "installing without _C_cpu.so: the compiler failed (exit code 1) (" in said
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another processor")
+def test_a_clang_that_does_not_know_f16c_is_named(sources, compiler_that):
+    """clang 14 to 16 know C++20 and not __builtin_cpu_supports("f16c")."""
+    old = compiler_that(
+        'case "$*" in *--version*) echo clang version 16; exit 0;; esac\n'
+        'for word; do case "$word" in *.cpp) grep \'"f16c"\' "$word" && exit 1;; esac; done'
+    )
+    said, _ = install(sources, "--no-build-isolation", CXX=old)
+    assert "clang version 16 does not compile C++20; gcc 11, clang 19 or newer do (CXX)" in said
+
+
+def test_cxxflags_do_not_choose_the_standard(sources, compiler_that):
+    """g++ takes the last one."""
+    asks = compiler_that(
+        'for word; do case "$word" in -std=*) std="$word";; esac; done\n'
+        'case "$*" in *ssim_cpu.cpp*) [ "$std" = -std=c++20 ] || exit 1;; esac'
+    )
+    settings = {"CXX": asks, "CXXFLAGS": "-std=c++17", "SSIM_FUSED_REQUIRE_NATIVE": "1"}
+    install(sources, "--no-build-isolation", **settings)
 
 
 @pytest.mark.parametrize(("version", "asked"), [("2.9.1", ["torch>=2.10"]), ("2.10.0+cpu", [])])
@@ -250,12 +331,26 @@ def test_an_sdist_has_what_the_build_needs(sources):
     assert not [name for name in names if name.startswith("tests")]  # they need this repository
 
 
-def test_what_is_made_for_a_folder_that_cannot_be_written(monkeypatch):
-    """`make install-matrix` installs from a read-only mount; here, where the options point."""
+@pytest.fixture
+def setup(monkeypatch):
+    """setup.py as a module."""
     spec = importlib.util.spec_from_file_location("setup_under_test", ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
-    spec.loader.exec_module(setup)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_commands_are_quoted_as_the_system_reads_them(setup, monkeypatch):
+    words = ["C:\\a b\\clang++.exe", "-DX=$Y", "plain"]
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert setup.command_line(words) == "'C:\\a b\\clang++.exe' '-DX=$$Y' plain"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert setup.command_line(words) == '"C:\\a b\\clang++.exe" -DX=$$Y plain'
+
+
+def test_what_is_made_for_a_folder_that_cannot_be_written(setup, monkeypatch):
+    """`make install-matrix` installs from a read-only mount; here, where the options point."""
     assert setup.elsewhere() == {}
     monkeypatch.setattr(setup.os, "access", lambda *_: False)
     options = setup.elsewhere()

@@ -36,6 +36,10 @@ if int(__version__.split(".")[0]) < 77:  # pyproject.toml asks for it, but not w
     sys.exit(f"ssim_fused: setuptools {__version__} is too old: pip install 'setuptools>=77'")
 from setuptools.command.bdist_wheel import bdist_wheel
 
+for name in ("SSIM_FUSED_REQUIRE_NATIVE", "SSIM_FUSED_CUDA", "SSIM_FUSED_PORTABLE"):
+    if os.environ.get(name, "") not in ("", "0", "1"):
+        sys.exit(f"ssim_fused: {name} is {os.environ[name]!r}; it can be 0 or 1")
+
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
 
@@ -223,7 +227,12 @@ def make_kernels(folder: Path) -> None:
     if wanted:
         program = [sys.executable, str(ROOT / "release/prebuild.py"), str(folder), *wanted]
         if subprocess.run(program).returncode:
-            raise CannotBuild(f"no kernels for {' '.join(wanted)}, see above")
+            reason = f"no kernels for {' '.join(wanted)}, see above"
+            if os.environ.get("SSIM_FUSED_CUDA") == "1":
+                raise CannotBuild(reason)
+            for archive in folder.glob("*.zip"):  # one may be cut short
+                archive.unlink()
+            print(f"ssim_fused: {reason}; NVRTC compiles them at first use", file=sys.stderr)
 
 
 # ---- setuptools ----

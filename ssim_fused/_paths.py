@@ -38,7 +38,7 @@ def _load(library: Path, load: Callable[[Path], None]) -> str | None:
         return f"it was not built: {_why_not_built(library)}"
     try:
         load(library)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AttributeError) as error:  # the last: it defines no operators
         return f"it does not load: {str(error).strip().splitlines()[0]}"
     return None
 

@@ -241,6 +241,32 @@ def test_a_clang_that_does_not_know_f16c_is_named(sources, compiler_that):
     assert "clang version 16 does not compile C++20; gcc 11, clang 19 or newer do (CXX)" in said
 
 
+def test_an_empty_cxx_counts_as_none(sources, quick_compiler):
+    default = sources.parent / "bin" / "c++"
+    default.parent.mkdir()
+    default.symlink_to(shlex.split(quick_compiler)[0])
+    settings = {"CXX": "", "PATH": f"{default.parent}{os.pathsep}{os.environ['PATH']}"}
+    install(sources, "--no-build-isolation", SSIM_FUSED_REQUIRE_NATIVE="1", **settings)
+
+
+def test_a_compiler_by_its_relative_path(sources, quick_compiler):
+    compiler = os.path.relpath(shlex.split(quick_compiler)[0], sources)
+    settings = {"CXX": shlex.quote(compiler), "SSIM_FUSED_REQUIRE_NATIVE": "1"}
+    install(sources, "--no-build-isolation", **settings)
+
+
+def test_a_dollar_in_the_path_of_torch(sources, compiler_that):
+    torch = sources.parent / "a $in x" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text("__version__ = '2.10.0'\n")
+    wanted = shlex.quote(f"-L{torch / 'lib'}")
+    asks = f'case "$*" in *-shared*) for w; do [ "$w" = {wanted} ] && found=1; done;'
+    settings = {"CXX": compiler_that(f"{asks} [ $found ] || exit 1;; esac")}
+    settings |= {"PYTHONPATH": str(torch.parent), "SSIM_FUSED_REQUIRE_NATIVE": "1"}
+    install(sources, "--no-build-isolation", **settings)
+
+
 def test_cxxflags_do_not_choose_the_standard(sources, compiler_that):
     """g++ takes the last one."""
     asks = compiler_that(
@@ -319,7 +345,30 @@ def test_an_architecture_that_nvrtc_does_not_know(sources, quick_compiler):
         install(sources, "--no-build-isolation", SSIM_FUSED_CUDA="1", **settings)
 
 
+def test_kernels_that_are_not_compiled_ahead_leave_the_library(sources, quick_compiler):
+    """What launches NVRTC's kernels is there, and so are the headers."""
+    version = sources.parent / "environment" / "torch" / "version.py"
+    version.parent.mkdir(parents=True)
+    (version.parent / "__init__.py").touch()
+    version.write_text("__version__ = '2.10.0'\ncuda: str = '12.9'\n")
+    settings = {"CXX": quick_compiler, "SSIM_FUSED_CUDA_ARCHITECTURES": "nonsense"}
+    settings["PYTHONPATH"] = str(version.parent.parent)
+    said, package = install(sources, "--no-build-isolation", **settings)
+    assert (
+        "ssim_fused: no kernels for nonsense, see above; NVRTC compiles them at first use" in said
+    )
+    assert (package / "ssim_fused" / "_C_cuda.so").exists()
+    assert (package / "ssim_fused" / "kernels" / "ssim_math.h").exists()
+
+
+@pytest.mark.parametrize("name", ["SSIM_FUSED_CUDA", "SSIM_FUSED_REQUIRE_NATIVE"])
+def test_a_setting_that_is_neither_0_nor_1(sources, name):
+    with pytest.raises(AssertionError, match=f"ssim_fused: {name} is 'yes'; it can be 0 or 1"):
+        install(sources, "--no-build-isolation", **{name: "yes"})
+
+
 def test_an_sdist_has_what_the_build_needs(sources):
+    (sources / "csrc" / "left.o").touch()
     script = "import setuptools.build_meta as b; print(b.build_sdist('dist'))"
     run([sys.executable, "-c", script], sources)
     (sdist,) = (sources / "dist").glob("*.tar.gz")
@@ -327,7 +376,7 @@ def test_an_sdist_has_what_the_build_needs(sources):
         names = {name.partition("/")[2] for name in file.getnames()}
     needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir()}
     assert needed | {"setup.py", "pyproject.toml", "LICENSE", "release/prebuild.py"} <= names
-    assert not [name for name in names if name.endswith((".so", ".why"))]
+    assert not [name for name in names if name.endswith((".so", ".why", ".o"))]
     assert not [name for name in names if name.startswith("tests")]  # they need this repository
 
 
@@ -438,6 +487,13 @@ def test_a_library_that_does_not_load(package):
     assert "fallback" in found
     assert "it does not load" in found
     run([sys.executable, "-c", STEP], package)
+
+
+def test_a_library_without_operators(package):
+    library = package / "ssim_fused" / "_C_cpu.so"
+    (package / "x.c").write_text("int x;")
+    run(["cc", "-shared", package / "x.c", "-o", library], package)
+    assert "it does not load: " in info(package)
 
 
 @native

@@ -70,7 +70,7 @@ def words(variable: str) -> list[str]:
     try:
         return shlex.split(os.environ.get(variable, ""))
     except ValueError as error:
-        raise CannotBuild(f"{variable}: {error}") from None
+        raise CannotBuild(f"{variable} cannot be read: {error}") from None
 
 
 def cxx_flags() -> list[str]:

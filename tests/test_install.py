@@ -139,8 +139,8 @@ def test_install_with_a_compiler_that_fails(sources):
     [
         ("#!/nowhere/sh\n", {"CXX": "FOUND"}, "{} cannot be started (No such file or directory)"),
         ("no ELF", {"CXX": "FOUND"}, "{} cannot be started (Exec format error)"),
-        ("", {"CXX": "g++ '"}, "CXX: No closing quotation"),
-        ("", {"CXXFLAGS": "-DX='"}, "CXXFLAGS: No closing quotation"),
+        ("", {"CXX": "g++ '"}, "CXX cannot be read: No closing quotation"),
+        ("", {"CXXFLAGS": "-DX='"}, "CXXFLAGS cannot be read: No closing quotation"),
     ],
 )
 def test_a_compiler_that_cannot_be_started(sources, program, settings, reason):

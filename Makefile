@@ -26,9 +26,6 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # instead of being fetched page by page (glibc's MALLOC_*)
 KEPT_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-# all environments share the libraries beside the sources: one is built at a time (make -j)
-.NOTPARALLEL:
-
 # the environment of a rule's stamp; --clear: one that was cut short is no use
 new_venv = $(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(@D)
 

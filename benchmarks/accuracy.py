@@ -20,6 +20,14 @@ def _noisy(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     return x, x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
+def _black_and_white() -> tuple[Tensor, Tensor]:
+    """Black on the left, and at the centre; of the white pixels half are a step of 255 darker."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.zeros(SHAPE, dtype=torch.float64)
+    x[..., 9 * SHAPE[3] // 16 :] = 1
+    return x, x * (1 - torch.randint(2, SHAPE, generator=generator) / 255)
+
+
 def families() -> dict[str, tuple[Tensor, Tensor]]:
     """Name to two float64 pictures with a data range of 1."""
     natural = images(Workload("value", SHAPE, "float64"))[0]
@@ -29,6 +37,7 @@ def families() -> dict[str, tuple[Tensor, Tensor]]:
         "noise 1e-4": _noisy(natural, 1e-4),
         "bright and flat": _noisy(0.98 + 0.01 * natural, 1e-3),
         "flat, noise 1e-4": _noisy(0.60 + 0.01 * natural, 1e-4),
+        "black and white": _black_and_white(),
         "offset 1000": _noisy(1000 + natural, 0.05),
     }
 

@@ -186,7 +186,7 @@ def ms_ssim_loss(
     window: Window = "gaussian",
     spatial_dims: int | None = None,
 ) -> Tensor:
-    r"""1 - MS-SSIM, accurate near convergence, without NaN, and with a slope everywhere.
+    r"""1 - MS-SSIM, without NaN, and with a slope everywhere.
 
     .. math::
         \mathrm{MS\text{-}SSIM} = \mathrm{SSIM}_M^{\beta_M} \prod_{i < M} cs_i^{\beta_i},

@@ -108,6 +108,23 @@ def test_families(path, known):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_flat_areas_far_from_the_pivot(path):
+    """As docs/accuracy.md says of them."""
+    x = torch.zeros(1, 1, 128, 160)
+    x[..., 90:] = 1  # two of the three pixels are black
+    y = x * (1 - torch.randint(2, x.shape, generator=torch.Generator().manual_seed(0)) / 255)
+    x.requires_grad_()
+    true_x = x.detach().double().requires_grad_()
+    true = reference.ssim_loss(true_x, y.double())
+    loss = PATHS[path].ssim_loss(x, y)
+    assert relative_error(loss.detach(), true.detach()) < 7e-4
+    grads = [torch.autograd.grad(*pair)[0] for pair in ((loss, x), (true, true_x))]
+    assert relative_error(*grads) < 3e-4
+    usual = 1 - oracle_map(x.detach(), y).mean()
+    assert relative_error(usual, true.detach()) > 1e-2
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1.0, 255.0, 1000.0])
 def test_identical_is_zero_and_the_map_never_above_one(path, offset):
     x = (pictures((1, 2, 64, 80))[0] + offset).float()

@@ -42,9 +42,9 @@ SSIM_HOST_DEVICE Int pivot_place(Int begin, Int end, int k) {
 
 // What is taken away from all pixels of a tile, of each image: flat areas keep the digits of what it is
 // near, so it is the median of three pixels, and not a bright spot on dark ground. A median far out of
-// the data range may be a mark for "nothing here": it stays where more pixels are near it than lie in
-// the range. Else, and where one of the three is masked or not finite, it is the first pixel in the
-// range; where there is none, the least, which takes fewest digits.
+// the data range may be a mark for "nothing here": it stays where most pixels are near it, those in the
+// range counted twice against it. Else, and where one of the three is masked or not finite, it is the
+// first pixel in the range; where there is none, the least, which takes fewest digits.
 template <typename T>
 struct Pivot {
   T input = T(0), target = T(0);  // in the images' units
@@ -70,8 +70,8 @@ struct Pivot {
     for (int k = kTypicalTries; k < kPivotTries && (is_typical || !(least < kFar)); ++k) {
       if (!pixels(k, a[0], b[0])) continue;
       const T size = size_of(a[0], b[0]) * inverse_range;
-      votes += size < kFar;
-      votes -= size_of(a[0] - median_a, b[0] - median_b) * inverse_range < kFar;
+      const bool is_like = size_of(a[0] - median_a, b[0] - median_b) * inverse_range < kFar;
+      votes += is_like ? -1 : size < kFar ? 2 : 1;
       if (size < least && !(least < kFar)) {
         take(a[0], b[0]);
         least = size;

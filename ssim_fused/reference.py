@@ -35,7 +35,7 @@ def _pivots(
     """What is taken away from each plane, (N, C, 1, ...), so that flat areas keep their digits.
 
     As csrc/ssim_math.h has it (Pivot): the median of three pixels, unless it is far out of the data
-    range and others are not near it, or one is masked or infinite; then the first pixel that is in
+    range and most are not near it, or one is masked or infinite; then the first pixel that is in
     the range, else the least.
     """
     size = input.shape[2:]
@@ -64,11 +64,11 @@ def _pivots(
     takes_part = is_candidate.any(dim=2, keepdim=True)
     middles = [_median_of_three(image) for image in (a, b)]
     from_middle = (a - middles[0]).abs() + (b - middles[1]).abs()
-    votes = is_candidate & (from_middle < far), is_candidate & (size_of_both < far)
-    near, usual = (each.narrow(2, 3, each.shape[2] - 3).sum(2, keepdim=True) for each in votes)
+    votes = torch.where(from_middle < far, -1, torch.where(size_of_both < far, 2, 1)) * is_candidate
+    is_like_most = votes.narrow(2, 3, votes.shape[2] - 3).sum(2, keepdim=True) < 0
     has_three = is_candidate.narrow(2, 0, 3).all(dim=2, keepdim=True)
     is_usual = middles[0].abs() + middles[1].abs() < far
-    is_typical = has_three & (is_usual | (near > usual))
+    is_typical = has_three & (is_usual | is_like_most)
     pivot_input, pivot_target = (
         torch.where(is_typical, middle, torch.where(takes_part, image.gather(2, nearest), nothing))
         for image, middle in zip((a, b), middles)

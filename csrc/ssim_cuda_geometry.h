@@ -277,15 +277,14 @@ inline Geometry choose_geometry(int n, int c, int h, int w, int taps_y, int taps
   for (Layout layout : kLayouts) {
     if ((layout != Layout::any) != fast) continue;
     g.layout = layout;
-    // widths from the largest down: a wider tile fits no block
-    for (int columns = least(width, 128); columns > 0; columns -= 4) {
-      g.tiles = 1 + (width - 1) / columns;
+    // one tile, then widths from the largest down
+    for (int columns = width; columns > 0; columns = columns > 128 ? 128 : columns - 4) {
+      g.tiles = (width + columns - 1) / columns;
       for (g.planes = 1; g.planes < 2 * planes; g.planes *= 2) {
         if (g.planes > 1 && g.tiles > 1) break;
         bool any_fits = false;
-        g.bands = 0;
-        for (int rows = 4; g.bands != 1; rows += rows < 32 ? 4 : rows / 4) {
-          g.bands = 1 + (height - 1) / rows;
+        for (int rows = 4; rows < 2 * most(height, 8); rows += rows < 32 ? 4 : rows / 4) {
+          g.bands = (height + rows - 1) / rows;
           complete(g, maps);
           if (!fits(g)) break;
           any_fits = true;

@@ -66,7 +66,8 @@ struct Call {
                     "ssim_fused: input and target must be on one CUDA device");
     windows = settings.windows(axes());
     for (int i = 0; i < input.dim(); ++i) {
-      STD_TORCH_CHECK(input.size(i) <= std::numeric_limits<int>::max() / 2,
+      // so that what the choice of a cut adds up stays an int
+      STD_TORCH_CHECK(input.size(i) <= std::numeric_limits<int>::max() / 3,
                       "ssim_fused: the images are too large along axis ", i);
     }
     for (int axis = 0; axis < axes(); ++axis) {

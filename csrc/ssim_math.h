@@ -41,10 +41,9 @@ SSIM_HOST_DEVICE Int pivot_place(Int begin, Int end, int k) {
 }
 
 // What is taken away from all pixels of a tile, of each image: flat areas keep the digits of what it is
-// near, so it is the median of three pixels, and not a bright spot on dark ground. A median far out of
-// the data range may be a mark for "nothing here": it stays where most pixels are near it, those in the
-// range counted twice against it. Else, and where one of the three is masked or not finite, it is the
-// first pixel in the range; where there is none, the least, which takes fewest digits.
+// near, so it is the median of three pixels, and not a bright spot on dark ground. Where one of them
+// is masked or not finite, or the median far out of the data range, as a mark for "nothing here" may
+// be, it is the first pixel that is not; and where there is none, the least, which takes fewest digits.
 template <typename T>
 struct Pivot {
   T input = T(0), target = T(0);  // in the images' units
@@ -52,32 +51,16 @@ struct Pivot {
   // pixels(k, a, b) sets the images' pixels of a place; false where they are masked
   template <typename Pixels>
   SSIM_HOST_DEVICE void choose(Pixels&& pixels, T inverse_range) {
-    constexpr T kFar = T(2.5);  // data ranges of both images: a network may overshoot a little
-    T a[kTypicalTries], b[kTypicalTries], least = T(1e38);
+    T a[kTypicalTries], b[kTypicalTries], size = T(1e38);
     bool all = true;
     for (int k = 0; k < kTypicalTries; ++k) all = pixels(k, a[k], b[k]) && all;
     // NaN if one is not finite
     const T zero = T(0) * ((a[0] + a[1] + a[2]) + (b[0] + b[1] + b[2]));
-    const bool is_typical = all && zero < T(1);
-    const T median_a = median(a), median_b = median(b);
-    if (is_typical) {
-      take(median_a, median_b);
-      least = size_of(median_a, median_b) * inverse_range;
-      if (least < kFar) return;
-    }
-    int votes = 0;  // against the median
+    bool found = all && zero < T(1) && take(median(a), median(b), inverse_range, size);
     SSIM_ROLLED
-    for (int k = kTypicalTries; k < kPivotTries && (is_typical || !(least < kFar)); ++k) {
-      if (!pixels(k, a[0], b[0])) continue;
-      const T size = size_of(a[0], b[0]) * inverse_range;
-      const bool is_like = size_of(a[0] - median_a, b[0] - median_b) * inverse_range < kFar;
-      votes += is_like ? -1 : size < kFar ? 2 : 1;
-      if (size < least && !(least < kFar)) {
-        take(a[0], b[0]);
-        least = size;
-      }
+    for (int k = kTypicalTries; k < kPivotTries && !found; ++k) {
+      found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);
     }
-    if (is_typical && votes < 0) take(median_a, median_b);
   }
 
  private:
@@ -85,12 +68,16 @@ struct Pivot {
     const T low = x[0] < x[1] ? x[0] : x[1], high = x[0] < x[1] ? x[1] : x[0];
     return x[2] < low ? low : x[2] < high ? x[2] : high;
   }
-  // NaN for NaN, so that it is less than nothing
-  SSIM_HOST_DEVICE static T size_of(T a, T b) { return (a < T(0) ? -a : a) + (b < T(0) ? -b : b); }
 
-  SSIM_HOST_DEVICE void take(T a, T b) {
+  // Takes what is less than `size`, which is that of the larger then; whether there is nothing to look
+  // for any more.
+  SSIM_HOST_DEVICE bool take(T a, T b, T inverse_range, T& size) {
+    const T size_a = a < T(0) ? -a : a, size_b = b < T(0) ? -b : b;
+    if (!(size_a < size && size_b < size)) return false;
     input = a;
     target = b;
+    size = size_a > size_b ? size_a : size_b;
+    return size * inverse_range < T(1.25);  // a network may overshoot a little
   }
 };
 

@@ -34,9 +34,8 @@ def _pivots(
 ) -> tuple[Tensor, Tensor]:
     """What is taken away from each plane, (N, C, 1, ...), so that flat areas keep their digits.
 
-    As csrc/ssim_math.h has it (Pivot): the median of three pixels, unless it is far out of the data
-    range and most are not near it, or one is masked or infinite; then the first pixel that is in
-    the range, else the least.
+    As csrc/ssim_math.h has it (Pivot): the median of three pixels; where one is masked or infinite,
+    or the median far out of the data range, the first pixel that is not, else the least.
     """
     size = input.shape[2:]
     nothing = input.new_zeros(())
@@ -54,21 +53,17 @@ def _pivots(
         return torch.cat(found, dim=2)
 
     a, b = pixels(input), pixels(target)
-    far = 2.5 * settings.data_range
-    size_of_both = a.abs() + b.abs()
-    is_candidate = torch.isfinite(size_of_both)
+    distance = torch.maximum(a.abs(), b.abs()).clamp(min=1.25 * settings.data_range)
+    is_candidate = torch.isfinite(distance)
     if mask is not None:
         is_candidate = is_candidate & (pixels(mask) > 0)
-    distance = torch.where(is_candidate, size_of_both.clamp(min=far), torch.inf)
+    distance = torch.where(is_candidate, distance, torch.inf)
     nearest = distance.argmin(dim=2, keepdim=True)
     takes_part = is_candidate.any(dim=2, keepdim=True)
-    middles = [_median_of_three(image) for image in (a, b)]
-    from_middle = (a - middles[0]).abs() + (b - middles[1]).abs()
-    votes = torch.where(from_middle < far, -1, torch.where(size_of_both < far, 2, 1)) * is_candidate
-    is_like_most = votes.narrow(2, 3, votes.shape[2] - 3).sum(2, keepdim=True) < 0
     has_three = is_candidate.narrow(2, 0, 3).all(dim=2, keepdim=True)
-    is_usual = middles[0].abs() + middles[1].abs() < far
-    is_typical = has_three & (is_usual | is_like_most)
+    middles = [_median_of_three(image) for image in (a, b)]
+    largest = torch.maximum(middles[0].abs(), middles[1].abs())
+    is_typical = has_three & (largest <= 1.25 * settings.data_range)
     pivot_input, pivot_target = (
         torch.where(is_typical, middle, torch.where(takes_part, image.gather(2, nearest), nothing))
         for image, middle in zip((a, b), middles)

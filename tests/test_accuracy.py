@@ -45,14 +45,6 @@ def disc():
     return noisy(is_white.double().expand(SHAPE), 1e-3)
 
 
-def letterbox_in_an_offset_picture():
-    """Black bars are in the data range, and all that matters is far out of it."""
-    x, y = noisy(1000 + natural(), 0.05)
-    for image in (x, y):
-        image[..., :24, :] = 0
-    return x, y, 1.0
-
-
 def depth_with_a_mark_for_unknown():
     x, y = noisy(1 + 5 * natural(), 0.05)
     x = x.clone()
@@ -70,7 +62,6 @@ FAMILIES = {
     "flat, noise 1e-4": lambda: (*noisy(grain(0.60, 0.61), 1e-4), 1.0),
     "0..255, noise 1e-4": lambda: (*noisy(255 * natural(), 255e-4), 255.0),
     "offset 1000": lambda: (*noisy(1000 + natural(), 0.05), 1.0),
-    "offset 1000, letterbox": letterbox_in_an_offset_picture,
     "a highlight in the centre": highlight,
     "a white disc on black": lambda: (*disc(), 1.0),
     "depth, unknown in the centre": depth_with_a_mark_for_unknown,

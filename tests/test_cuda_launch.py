@@ -498,6 +498,13 @@ def test_the_launchers_check_what_python_does(driver):
         loss(x, y, None, x, x, *settings(), MEAN, [1.0, 1.0, 0.0])
 
 
+@pytest.mark.parametrize("size", [(2**31 - 1) // 3 + 1, 10**9])
+def test_sides_whose_cut_would_overflow_are_refused(driver, size):
+    image = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1, 1, size, 1)
+    with pytest.raises(RuntimeError, match="too large along axis 2"):
+        torch.ops.ssim_fused_standin.loss(image, image, None, None, None, *settings(), SUM, [])
+
+
 def test_the_launchers_check_what_is_halved(driver):
     ops = torch.ops.ssim_fused_standin
     image, factor, half = torch.rand(1, 2, 16, 16), torch.rand(1, 2), torch.rand(1, 2, 8, 8)

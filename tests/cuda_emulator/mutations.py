@@ -110,8 +110,10 @@ MUTATIONS = {
     "the middle pixel as pivot": Mutation(
         "return x[2] < low ? low : x[2] < high ? x[2] : high;", "return low < high ? x[1] : high;"
     ),
-    "a pivot far out of range": Mutation("if (size < least && !(least < kFar)) {", "if (false) {"),
-    "a dead pixel as pivot": Mutation("if (is_typical && votes < 0)", "if (false)"),
+    "a pivot far out of range": Mutation(
+        "found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);",
+        "found = true;",
+    ),
     "kind ignored in the value": Mutation("delta<A>(t, kind(), A(1))", "delta<A>(t)"),
     "kind ignored in the gradient": Mutation(
         "derivatives<A>(t, m, kind(), A(0.5), A(1))", "derivatives<A>(t, m, A(0.5))"
@@ -294,8 +296,10 @@ VOLUME_MUTATIONS = {
     "gradients of the last slices missing": Mutation(
         "const int end = kMaps > 0 ? place_->end[kZ] + g_.pad[kZ] : last;", "const int end = last;"
     ),
-    "a pivot far out of range": Mutation("if (size < least && !(least < kFar)) {", "if (false) {"),
-    "a dead pixel as pivot": Mutation("if (is_typical && votes < 0)", "if (false)"),
+    "a pivot far out of range": Mutation(
+        "found = pixels(k, a[0], b[0]) && take(a[0], b[0], inverse_range, size);",
+        "found = true;",
+    ),
     "pivot not added back": Mutation(
         "terms<A>(m, pivot_u(), pivot_v(), p_.c1", "terms<A>(m, A(0), pivot_v(), p_.c1"
     ),

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
 
 #include "cuda_on_cpu.h"
 // after cuda_on_cpu.h, which defines what it needs
@@ -117,26 +116,6 @@ void run(const Case& a, Task task, bool extra) {
                    [&] { reduce_kernel(parts.data(), p.g.parts() / planes, 1.0, value.data()); });
 }
 
-// Cuts of the largest images that are taken: no number on the way is too large for its type.
-void cut_the_largest(Task task) {
-  constexpr int kMost = std::numeric_limits<int>::max() / 2;
-  const int sizes[][4] = {{1, 1, kMost, 1},     {1, 1, 1, kMost}, {1, 1, kMost, kMost},
-                          {kMost, 2, 32, 32},   {1, kMost, 1, 1}, {1, 1, 716000000, 9},
-                          {1, 1, 900000000, 40}};
-  for (const auto& [n, c, h, w] : sizes) {
-    for (int taps : {1, 5, kFastTaps, kMostTaps}) {
-      for (int word_bytes : {4, 8}) {
-        for (bool masked : {false, true}) {
-          const Geometry g =
-              choose_geometry(n, c, h, w, taps, taps, false, masked, task, word_bytes, 132);
-          const bool covers = Int64(g.bands) * g.band_h >= h && Int64(g.tiles) * g.tile_w >= w;
-          if (g.blocks <= 0 || !covers) std::abort();
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
@@ -152,7 +131,6 @@ int main() {
   };
   const Task tasks[] = {Task::value,     Task::map,      Task::gradient,
                         Task::gradients, Task::backward, Task::backwards};
-  for (Task task : tasks) cut_the_largest(task);
   for (const Case& a : cases) {
     for (Task task : tasks) {
       run(a, task, false);

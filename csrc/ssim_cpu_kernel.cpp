@@ -25,7 +25,8 @@
 // of them are in the cache lines that the first one fetches.
 //
 // Pixels are scaled to a data range of 1, and one pixel (the pivot) is subtracted from all of an
-// item: variances do not change, and bright flat areas keep their digits.
+// item: variances do not change, and bright flat areas keep their digits. Here u and v are half the
+// sum and half the difference, which saves the formula four multiplications: see Constants.
 //
 // Volumes and masked images take the same way from products that are made one by one (kGeneral): a
 // volume's slices are added up, each times its weight along z, before they are filtered down, and
@@ -84,18 +85,27 @@ SSIM_INLINE void filter(Row&& row, const A* window, int64_t run_time_taps,
   constexpr int width = Simd<A>::width;
   if constexpr (taps > 0) {
     // The rows that a window covers stay in registers. The two that share a weight are added first:
-    // many processors add beside their multiplications.
-    constexpr int middle = taps / 2;
+    // many processors add beside their multiplications. Outputs are made in groups, as each is a
+    // chain of sums that wait for one another.
+    constexpr int middle = taps / 2, group = width < 4 ? width : 4;
     Vec<A> x[width + taps - 1];
 #pragma GCC unroll 32
     for (int i = 0; i < taps - 1; ++i) x[i] = row(i);
 #pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      x[i + taps - 1] = row(i + taps - 1);
-      out[i] = x[i + middle];
-      if constexpr (kMiddle == Middle::any) out[i] *= window[middle];
+    for (int first = 0; first < width; first += group) {
+#pragma GCC unroll 4
+      for (int i = first; i < first + group; ++i) {
+        x[i + taps - 1] = row(i + taps - 1);
+        out[i] = x[i + middle];
+        if constexpr (kMiddle == Middle::any) out[i] *= window[middle];
+      }
 #pragma GCC unroll 16
-      for (int k = 0; k < middle; ++k) out[i] += window[k] * (x[i + k] + x[i + taps - 1 - k]);
+      for (int k = 0; k < middle; ++k) {
+#pragma GCC unroll 4
+        for (int i = first; i < first + group; ++i) {
+          out[i] += window[k] * (x[i + k] + x[i + taps - 1 - k]);
+        }
+      }
     }
   } else {
     for (int i = 0; i < width; ++i) out[i] = Vec<A>{};
@@ -173,10 +183,11 @@ struct Layout {
     rows = halo_y + width;
     columns = round_up(halo_x, width) + 8 * width;  // fewer would be moved more often
     pixel_maps = p.is_general() ? kMaps : 2;
-    // a larger window would keep more than it is worth: its rows are read again
-    pixel_blocks = halo_y <= 2 * width ? (p.tile_w + 2 * halo_x) / width + 3 : 0;
+    pixel_blocks = keeps(halo_y) ? (p.tile_w + 2 * halo_x) / width + 3 : 0;
     grad_blocks = p.wants_grad() ? (p.tile_w + width - 1) / width : 0;
   }
+  // a larger window would keep more than it is worth: its rows are read again
+  static constexpr bool keeps(int64_t halo) { return halo <= 2 * width; }
   int64_t strip() const { return kMaps * rows; }  // of all maps of pixels, or all derivatives
   int64_t window_of_columns() const { return kMaps * columns; }
   int64_t pixel_tails() const { return pixel_maps * halo_y * pixel_blocks; }
@@ -213,15 +224,34 @@ class Columns {
 
 // ---- the formula ----
 
-// what it needs beside the moments
+// What it needs beside the moments. With u and v halved, a and b are made without ssim_math.h's half,
+//
+//     a = m_u^2 + C1 / 2     p = m_v^2     A = a + p
+//     b = V_u + C2 / 2       q = V_v       B = b + q     1 - SSIM = 2 (a q + p b) / (A B)
+//
+// and so are the derivatives; those by u's moments, which the half would belong to, are doubled.
 template <typename A>
 struct Constants {
-  Vec<A> pivot_u, pivot_v, c1, c2, half;
+  Vec<A> pivot_u, pivot_v, c1, c2;
+  static constexpr A kHalf = 1;  // ssim_math.h's
 
   SSIM_INLINE Terms<Vec<A>> terms_of(const Moments<Vec<A>>& m) const {
-    return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, half);
+    return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, splat<A>(kHalf));
   }
 };
+
+template <typename V>
+SSIM_INLINE V twice(V x) {
+  return x + x;
+}
+
+template <int kGrads, typename V>
+SSIM_INLINE Derivatives<V> in_halves(Derivatives<V> d) {
+  d.mean_u = twice(d.mean_u);
+  d.square_u = twice(d.square_u);
+  if (kGrads == 1) d.mean_u += d.mean_v;
+  return d;
+}
 
 template <typename A>
 SSIM_INLINE Moments<Vec<A>> moments(const Vec<A> (&filtered)[kMaps][Simd<A>::width], int i) {
@@ -235,16 +265,16 @@ __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
                                         Vec<A>* const (&out)[kMaps],
                                         Vec<A> (&values)[Simd<A>::width]) {
   using V = Vec<A>;
-  const V one = splat<A>(A(1));
+  const V half = splat<A>(Constants<A>::kHalf), one = splat<A>(A(0.5));  // the halved map's
   for (int i = 0; i < Simd<A>::width; ++i) {
     const Moments<V> m = moments<A>(filtered, i);
     const Terms<V> t = constant.terms_of(m);
-    values[i] = delta<V>(t, kind, one);
+    values[i] = twice(delta<V>(t, kind, one));
     if constexpr (kGrads > 0) {
-      const Derivatives<V> d = derivatives<V>(t, m, kind, constant.half, one);
+      const auto d = in_halves<kGrads>(derivatives<V>(t, m, kind, half, one));
       out[kSquareU][i] = d.square_u;
       out[kSquareV][i] = d.square_v;
-      out[kMeanU][i] = kGrads == 1 ? d.mean_u + d.mean_v : d.mean_u;
+      out[kMeanU][i] = d.mean_u;
       if constexpr (kGrads == 2) out[kMeanV][i] = d.mean_v;
     }
   }
@@ -513,9 +543,9 @@ class Item {
       return {((a - input) + (b - target)) * scale, ((a - b) - v) * scale};
     }
   };
+  SSIM_INLINE A scale() const { return static_cast<A>(p_.inverse_range / 2); }
   SSIM_INLINE Pivots pivots() const {
-    return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_),
-            splat<A>(static_cast<A>(p_.inverse_range))};
+    return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_), splat<A>(scale())};
   }
 
   // A block's columns of the image. kStride: that of a row where all of them lie in the image, if
@@ -587,52 +617,38 @@ class Item {
     }
   }
 
-  // u and v of rows [y, y + rows) and columns [x, x + width); outside the image lies zero. `kept`:
-  // where the rows that this block shares with the one below are kept, or null.
-  SSIM_INLINE void fill_strip(int64_t y, int64_t x, V* kept, bool is_first) {
-    const int64_t rows = layout_.rows, halo = layout_.halo_y;
-    V *u = strip_, *v = strip_ + rows;
-    const bool is_kept = kept != nullptr && !is_first;
-    const int64_t from = is_kept ? halo : 0;  // rows that the row of blocks above has kept
-    if (is_kept) {
-      copy_rows(kept, u);
-      copy_rows(kept + halo, v);
+  // Rows [y, y + count) and columns [x, x + width) of the maps that are filtered down, each `stride`
+  // after the one before; outside the image lies zero.
+  SSIM_INLINE void fill_rows(int64_t y, int64_t x, int64_t count, V* to, int64_t stride) const {
+    if constexpr (kGeneral) {
+      fill_products(y, x, count, to, stride);
+    } else {
+      fill_pixels(y, x, count, to, to + stride);
     }
+  }
+
+  // u and v, whose squares are made while they are filtered
+  SSIM_INLINE void fill_pixels(int64_t y, int64_t x, int64_t count, V* u, V* v) const {
     const Pixels outside = pivots().pixels(V{}, V{});
-    const int64_t top = smaller(larger(from, -y), rows);
-    const int64_t bottom = smaller(larger(top, p_.h - y), rows);
-    for (int64_t i = from; i < top; ++i) u[i] = outside.u, v[i] = outside.v;
-    for (int64_t i = bottom; i < rows; ++i) u[i] = outside.u, v[i] = outside.v;
+    const int64_t top = smaller(larger(0, -y), count);
+    const int64_t bottom = smaller(larger(top, p_.h - y), count);
+    for (int64_t i = 0; i < top; ++i) u[i] = outside.u, v[i] = outside.v;
+    for (int64_t i = bottom; i < count; ++i) u[i] = outside.u, v[i] = outside.v;
     const Lanes lanes = lanes_in_image(x);
-    const int stride = whole_stride(lanes);
-    with_stride(stride, [&]<int kStride>() SSIM_FORCE_INLINE {
+    with_stride(whole_stride(lanes), [&]<int kStride>() SSIM_FORCE_INLINE {
       load_pixels<kStride>(y + top, x, lanes, bottom - top, u + top, v + top);
     });
-    if (p_.wants_differences) {
-      const int64_t fresh = is_first ? 0 : halo;  // also where rows are read again
-      with_stride(stride,
-                  [&]<int kStride>() { add_differences<kStride>(y + fresh, x, rows - fresh); });
-    }
-    if (kept != nullptr) {
-      copy_rows(u + width, kept);
-      copy_rows(v + width, kept + halo);
-    }
   }
 
   // The same for volumes and masks: all four maps, filtered along z. Where there is a mask, pixels
   // outside the image are masked, too.
-  SSIM_INLINE void fill_products(int64_t y, int64_t x, V* kept, bool is_first) {
-    const int64_t rows = layout_.rows, halo = layout_.halo_y;
-    const bool is_kept = kept != nullptr && !is_first;
-    if (is_kept) {
-      for (int map = 0; map < kMaps; ++map) copy_rows(kept + map * halo, strip_ + map * rows);
-    }
+  SSIM_INLINE void fill_products(int64_t y, int64_t x, int64_t count, V* to, int64_t stride) const {
     const Pivots taken = pivots();
     const Pixels outside = p_.mask.data ? Pixels{} : taken.pixels(V{}, V{});
     const Lanes lanes = lanes_in_image(x);
     const int64_t top = z_ - p_.z.pad;
     const A* mask = p_.mask.data ? plane<const A>(p_.mask, n_, c_) : nullptr;
-    for (int64_t i = is_kept ? halo : 0; i < rows; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       V sums[kMaps] = {};
       for (int64_t k = 0; k < p_.z.taps; ++k) {
         const int64_t z = top + k, row = y + i;
@@ -656,11 +672,7 @@ class Item {
         sums[kMeanU] += u;
         sums[kMeanV] += v;
       }
-      for (int map = 0; map < kMaps; ++map) strip_[map * rows + i] = sums[map];
-    }
-    if (kept != nullptr) {
-      for (int map = 0; map < kMaps; ++map)
-        copy_rows(strip_ + map * rows + width, kept + map * halo);
+      for (int map = 0; map < kMaps; ++map) to[map * stride + i] = sums[map];
     }
   }
 
@@ -669,8 +681,11 @@ class Item {
     return of + z * image.stride_d + y * image.stride_h + x * image.stride_w;
   }
 
-  // rows that two blocks of rows share
+  // Rows that two blocks of rows share. Where the window's length is known, what one keeps for the
+  // next is read where it lies: copies took a tenth of a value's time.
+  static constexpr bool kTailsInPlace = taps > 0 && Layout<A>::keeps(taps - 1);
   SSIM_INLINE int64_t shared_rows() const { return taps > 0 ? taps - 1 : layout_.halo_y; }
+  SSIM_INLINE bool keeps_pixels() const { return Layout<A>::keeps(shared_rows()); }
 
   SSIM_INLINE void copy_rows(const V* from, V* to) const {
     const int64_t count = shared_rows();
@@ -681,24 +696,55 @@ class Item {
   // moments of the columns [x, x + width), filtered down
   SSIM_BLOCK_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
     if (x + width <= 0 || x >= p_.w) return fill_outside(column);
-    const int64_t tails = layout_.pixel_maps * layout_.halo_y;
-    V* kept = layout_.pixel_blocks > 0 ? pixel_tails_ + column / width * tails : nullptr;
+    V* kept = pixel_tails_ + column / width * layout_.pixel_maps * layout_.halo_y;
+    fill_strip(y - p_.y.pad, x, kept, y == first_y_);
     const auto filter_map = [&]<bool kSquared>(int map, int of) {
       const V* rows = strip_ + of * layout_.rows;
+      V* tail = kept + of * layout_.halo_y;
+      const auto plain = [&](int64_t i) {
+        return kTailsInPlace && i < taps - 1 ? tail[i] : rows[i];
+      };
       // the square as one product: joined with what it is added to, it would be made many times
-      const auto row = [rows](int64_t i) { return kSquared ? square(rows[i]) : rows[i]; };
+      const auto row = [&](int64_t i) { return kSquared ? square(plain(i)) : plain(i); };
       V out[width];
       filter<A, taps, kMiddle>(row, window_.y, p_.y.taps, out);
+      if (!kSquared && keeps_pixels()) {  // the last of the filters that read them
+        const int64_t count = shared_rows();
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < count; ++i) tail[i] = plain(i + width);
+      }
       store_columns(out, moments_.at(map, column));
     };
     if constexpr (kGeneral) {
-      fill_products(y - p_.y.pad, x, kept, y == first_y_);
       for (int map = 0; map < kMaps; ++map) filter_map.template operator()<false>(map, map);
     } else {
-      fill_strip(y - p_.y.pad, x, kept, y == first_y_);
       for (int map = 0; map < 2; ++map) filter_map.template operator()<true>(kSquareU + map, map);
       for (int map = 0; map < 2; ++map) filter_map.template operator()<false>(kMeanU + map, map);
     }
+  }
+
+  // The rows of pixels, or of their products, that a block is made of. `kept`: those that the block
+  // above has kept, where it keeps any.
+  SSIM_INLINE void fill_strip(int64_t y, int64_t x, V* kept, bool is_first) {
+    const int64_t halo = layout_.halo_y;
+    const bool keeps = keeps_pixels();
+    if (keeps && is_first) fill_first(y, x, kept);
+    if (keeps && !kTailsInPlace) {
+      for (int64_t map = 0; map < layout_.pixel_maps; ++map) {
+        copy_rows(kept + map * halo, strip_ + map * layout_.rows);
+      }
+    }
+    const int64_t from = keeps ? halo : 0;
+    fill_rows(y + from, x, layout_.rows - from, strip_ + from, layout_.rows);
+    if (!kGeneral && p_.wants_differences) {
+      const int64_t fresh = is_first ? 0 : halo;  // also where rows are read again
+      with_stride(whole_stride(lanes_in_image(x)), [&]<int kStride>() {
+        add_differences<kStride>(y + fresh, x, layout_.rows - fresh);
+      });
+    }
+  }
+  __attribute__((noinline)) void fill_first(int64_t y, int64_t x, V* kept) const {
+    fill_rows(y, x, layout_.halo_y, kept, layout_.halo_y);
   }
 
   // moments of the zeros beside the image
@@ -750,14 +796,28 @@ class Item {
   // for when pixels from column x on, of the rows that the block row at y reads first, and a
   // gradient's block come next
   SSIM_INLINE Ahead ahead_of(int64_t y, int64_t x, int64_t block) const {
-    const int64_t first = y - p_.y.pad + layout_.halo_y;
-    const int64_t grad_x = x0_ + (block + kBlocksAhead) * width;
-    x += (kBlocksAhead - 1) * width;
-    Ahead ahead{at<const T>(p_.input, first, x), at<const T>(p_.target, first, x), nullptr, nullptr,
+    const Place pixels = in_turn(y - p_.y.pad + layout_.halo_y, x + (kBlocksAhead - 1) * width,
+                                 larger(0, round_down(first_x_ - p_.x.pad, width)),
+                                 smaller(last_x_ - p_.x.pad + layout_.halo_x, p_.w));
+    Ahead ahead{at<const T>(p_.input, pixels.y, pixels.x),
+                at<const T>(p_.target, pixels.y, pixels.x), nullptr, nullptr,
                 c_ == 0 ? smaller(p_.input.stride_w, 4) : 1};  // channels side by side share lines
-    if (kGrads > 0) ahead.to_input = at<const T>(p_.grad_input, y - p_.y.pad, grad_x);
-    if (kGrads == 2) ahead.to_target = at<const T>(p_.grad_target, y - p_.y.pad, grad_x);
+    if constexpr (kGrads > 0) {
+      const Place grad = in_turn(y - p_.y.pad, x0_ + (block + kBlocksAhead) * width, x0_, x1_);
+      ahead.to_input = at<const T>(p_.grad_input, grad.y, grad.x);
+      if (kGrads == 2) ahead.to_target = at<const T>(p_.grad_target, grad.y, grad.x);
+    }
     return ahead;
+  }
+
+  // the block at column x of a row of blocks from `begin` to `end`, or the one of the next row that
+  // comes so much later
+  struct Place {
+    int64_t y, x;
+  };
+  SSIM_INLINE static Place in_turn(int64_t y, int64_t x, int64_t begin, int64_t end) {
+    if (x < end) return {y, x};
+    return {y + width, x - round_up(end - begin, width)};
   }
 
   // the windows of one block: moments filtered across, then the formula
@@ -819,10 +879,10 @@ class Item {
       if constexpr (!kGeneral) ahead.prefetch(p_, i);
       const Moments<V> m = moments<A>(filtered, i);
       const Terms<V> t = constant.terms_of(m);
-      values[i] = delta<V>(t);
+      values[i] = twice(delta<V>(t));
       if constexpr (kGrads > 0) {
-        Derivatives<V> d = derivatives<V>(t, m, constant.half);
-        if constexpr (kGrads == 1) d.mean_u += d.mean_v;
+        const V half = splat<A>(Constants<A>::kHalf);
+        const auto d = in_halves<kGrads>(derivatives<V>(t, m, half));
         *derivatives_.at(kSquareU, to + i) = d.square_u;
         *derivatives_.at(kSquareV, to + i) = d.square_v;
         *derivatives_.at(kMeanU, to + i) = d.mean_u;
@@ -832,9 +892,8 @@ class Item {
   }
 
   SSIM_INLINE Constants<A> constants() const {
-    const A scale = static_cast<A>(p_.inverse_range);
-    return {splat<A>((pivot_input_ + pivot_target_) * scale), splat<A>(pivot_v_ * scale),
-            splat<A>(static_cast<A>(p_.c1)), splat<A>(static_cast<A>(p_.c2)), splat<A>(A(0.5))};
+    return {splat<A>((pivot_input_ + pivot_target_) * scale()), splat<A>(pivot_v_ * scale()),
+            splat<A>(static_cast<A>(p_.c1 / 2)), splat<A>(static_cast<A>(p_.c2 / 2))};
   }
 
   // adds this item's own windows to its sums

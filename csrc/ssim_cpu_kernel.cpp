@@ -773,23 +773,27 @@ class Item {
   }
 
   // Blocks go down the image, which no processor foresees. So pixels are asked for three blocks
-  // before they are needed, which is when they arrive from memory, and a few at once: all of them
-  // together would keep other reads waiting. The same for the gradient's rows, which would be
-  // fetched one after the other when they are written.
+  // before they are needed, which is when they arrive from memory, and a few at once, the input's
+  // while a block is filtered and the target's while the formula is made: all of them together would
+  // keep other reads waiting. The same for the gradient's rows, which would be fetched one after the
+  // other when they are written.
   static constexpr int64_t kBlocksAhead = 3;
   struct Ahead {
     const T *input, *target;
     const T *to_input, *to_target;  // or null
     int64_t lines;                  // of the cache that a block's row of pixels covers
 
-    SSIM_INLINE void prefetch(const Problem& p, int64_t row) const {
-      constexpr int64_t kLine = 64 / sizeof(T);
-      for (int64_t line = 0; line < lines; ++line) {
-        __builtin_prefetch(input + row * p.input.stride_h + line * kLine);
-        __builtin_prefetch(target + row * p.target.stride_h + line * kLine);
-      }
+    SSIM_INLINE void prefetch_input(const Problem& p, int64_t row) const {
+      prefetch_lines(input + row * p.input.stride_h);
+    }
+    SSIM_INLINE void prefetch_others(const Problem& p, int64_t row) const {
+      prefetch_lines(target + row * p.target.stride_h);
       if (kGrads > 0) __builtin_prefetch(to_input + row * p.grad_input.stride_h, 1);
       if (kGrads == 2) __builtin_prefetch(to_target + row * p.grad_target.stride_h, 1);
+    }
+    SSIM_INLINE void prefetch_lines(const T* from) const {
+      constexpr int64_t kLine = 64 / sizeof(T);
+      for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + line * kLine);
     }
   };
 
@@ -824,6 +828,10 @@ class Item {
   SSIM_INLINE void windows(int64_t y, int64_t x, int64_t column, int64_t lead, const Ahead& ahead) {
     V filtered[kMaps][width];
     for (int map = 0; map < kMaps; ++map) {
+      if constexpr (!kGeneral) {
+        constexpr int rows = (width + kMaps - 1) / kMaps;
+        for (int i = 0; i < rows; ++i) ahead.prefetch_input(p_, map * rows + i);
+      }
       const V* columns = moments_.at(map, column);
       const auto at = [columns](int64_t i) { return columns[i]; };
       filter<A, taps, Middle::any>(at, window_.x, p_.x.taps, filtered[map]);
@@ -869,14 +877,14 @@ class Item {
     const Constants<A> constant = constants();
     if (p_.kind != Kind::ssim) {
       if constexpr (!kGeneral) {
-        for (int i = 0; i < width; ++i) ahead.prefetch(p_, i);
+        for (int i = 0; i < width; ++i) ahead.prefetch_others(p_, i);
       }
       V* const out[] = {derivatives_.at(0, to), derivatives_.at(1, to), derivatives_.at(2, to),
                         derivatives_.at(3, to)};
       return any_kind<A, kGrads>(p_.kind, constant, filtered, out, values);
     }
     for (int i = 0; i < width; ++i) {
-      if constexpr (!kGeneral) ahead.prefetch(p_, i);
+      if constexpr (!kGeneral) ahead.prefetch_others(p_, i);
       const Moments<V> m = moments<A>(filtered, i);
       const Terms<V> t = constant.terms_of(m);
       values[i] = twice(delta<V>(t));

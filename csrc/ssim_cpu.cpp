@@ -164,7 +164,7 @@ void set_mask(Problem& p, const Tensor& input, const Optional& mask, const Optio
 constexpr int64_t kBlock = 16;
 // what an item keeps between its rows stays in the L2 cache
 constexpr int64_t kMaxTileWidth = 1024;
-constexpr int64_t kMaxBandHeight = 512;
+constexpr int64_t kMaxBandHeight = 1024;
 constexpr int64_t kMaxInterleavedWidth = 256;
 // so many items give several threads work; lower bands would mostly make what others make, too
 constexpr int64_t kItems = 8;

@@ -144,7 +144,7 @@ Image checked(const Tensor& t, const char* name, const Shape& shape, const Tenso
 
 // the types that the kernel has for a problem: see run_typed in ssim_cpu_kernel.cpp
 void check_type(const Problem& p) {
-  const bool fast = p.has_fast_taps() && !p.is_general();
+  const bool fast = p.has_fast_windows() && !p.is_general();
   STD_TORCH_CHECK(fast || p.dtype == Dtype::float32 || p.dtype == Dtype::float64,
                   "ssim_fused: volumes, masked images and windows other than 11 x 11 must be "
                   "float32 or float64");

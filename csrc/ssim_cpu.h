@@ -8,7 +8,7 @@
 
 namespace ssim_fused {
 
-constexpr int kFastTaps = 11;  // along both axes of an image: unrolled
+constexpr int kFastTaps = 11;  // along both axes of an image
 
 // the four maps that are filtered; the derivatives by them go by the same names
 enum Map { kSquareU, kSquareV, kMeanU, kMeanV, kMaps };
@@ -29,6 +29,14 @@ struct Window {
   int64_t pad;  // zeros in front of and behind the axis: halo / 2 or 0
 
   int64_t halo() const { return taps - 1; }
+
+  // unrolled, and its weights divided by the middle one, which must not be next to nothing
+  bool is_fast() const {
+    if (taps != kFastTaps) return false;
+    double largest = 0;
+    for (int64_t k = 0; k < taps; ++k) largest = weights[k] > largest ? weights[k] : largest;
+    return 16 * weights[taps / 2] >= largest;
+  }
 };
 
 // sums over an item, one of each kind
@@ -84,7 +92,7 @@ struct Problem {
   bool wants_grad() const { return grad_input.data != nullptr; }
   // what needs the kernel that makes products of pixels before it filters
   bool is_general() const { return mask.data != nullptr || d > 1 || z.taps > 1; }
-  bool has_fast_taps() const { return y.taps == kFastTaps && x.taps == kFastTaps; }
+  bool has_fast_windows() const { return y.is_fast() && x.is_fast(); }
   // an item of a gradient covers input pixels, one of a value covers map pixels
   int64_t grid_h() const { return wants_grad() ? h : out_h; }
   int64_t grid_w() const { return wants_grad() ? w : out_w; }

@@ -66,16 +66,17 @@ SSIM_INLINE int64_t round_down(int64_t a, int64_t b) { return a - (a % b + b) % 
 
 // ---- the filter ----
 
-// Of the weights along y. Divided by the middle one, they need one multiplication less; those along x
-// make up for it, so that the two together sum to 1. Not where a mask's coverage was made with the
-// window as it is, nor where a window of any length may have next to nothing in its middle.
+// Of a window's weights. Divided by the middle one, they need one multiplication less, and sum to
+// more than 1: see Windows::sum. Not where a mask's coverage was made with the window as it is, nor
+// where a window of any length may have next to nothing in its middle.
 enum class Middle { one, any };
 
 // the weights of each axis's window, [taps]; symmetric, so that they carry gradients back, too
 template <typename A>
 struct Windows {
   const A *z, *y, *x;
-  A sum_y;
+  A sum_y;  // of the weights along y
+  A sum;    // of both axes' weights, which is exactly what they sum to; 1 as they are
 };
 
 // out[i] = sum_k window[k] * row(i + k), i < width; taps > 0 is a compile-time count
@@ -232,8 +233,16 @@ class Columns {
 // and so are the derivatives; those by u's moments, which the half would belong to, are doubled.
 template <typename A>
 struct Constants {
-  Vec<A> pivot_u, pivot_v, c1, c2;
+  Vec<A> pivot_u, pivot_v, c1, c2, sum;
   static constexpr A kHalf = 1;  // ssim_math.h's
+
+  // Pixels come divided by the windows' sum. So filtered means are right, and filtered squares are
+  // to be multiplied by it, which joins the subtraction that follows.
+  SSIM_INLINE Moments<Vec<A>> moments(const Vec<A> (&filtered)[kMaps][Simd<A>::width],
+                                      int i) const {
+    return {filtered[kMeanU][i], filtered[kMeanV][i], sum * filtered[kSquareU][i],
+            sum * filtered[kSquareV][i]};
+  }
 
   SSIM_INLINE Terms<Vec<A>> terms_of(const Moments<Vec<A>>& m) const {
     return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, splat<A>(kHalf));
@@ -253,11 +262,6 @@ SSIM_INLINE Derivatives<V> in_halves(Derivatives<V> d) {
   return d;
 }
 
-template <typename A>
-SSIM_INLINE Moments<Vec<A>> moments(const Vec<A> (&filtered)[kMaps][Simd<A>::width], int i) {
-  return {filtered[kMeanU][i], filtered[kMeanV][i], filtered[kSquareU][i], filtered[kSquareV][i]};
-}
-
 // The maps that are not SSIM itself, as Item::formula makes that one; out: of each map.
 template <typename A, int kGrads>
 __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
@@ -267,7 +271,7 @@ __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
   using V = Vec<A>;
   const V half = splat<A>(Constants<A>::kHalf), one = splat<A>(A(0.5));  // the halved map's
   for (int i = 0; i < Simd<A>::width; ++i) {
-    const Moments<V> m = moments<A>(filtered, i);
+    const Moments<V> m = constant.moments(filtered, i);
     const Terms<V> t = constant.terms_of(m);
     values[i] = twice(delta<V>(t, kind, one));
     if constexpr (kGrads > 0) {
@@ -302,6 +306,8 @@ class Item {
   const Layout<A> layout_;
   const int known_stride_;  // see below
   const Windows<A> window_;
+  const A scale_;           // of pixels that are filtered
+  const A whole_scale_;     // of u and v: to a data range of 1, and halved
   V* strip_;                // [kMaps, rows]                   lanes are columns
   Columns<A> moments_;      // lanes are rows
   Columns<A> derivatives_;  // lanes are rows
@@ -316,7 +322,8 @@ class Item {
   int64_t first_x_, last_x_;                // columns of the map that it needs
   int64_t first_y_, last_y_;                // rows
   A pivot_input_, pivot_target_, pivot_v_;  // in the images' units
-  double sum_[width];                       // of the map
+  Constants<A> constants_;
+  double sum_[width];  // of the map
   double squares_[width], absolute_[width];
 
  public:
@@ -326,6 +333,8 @@ class Item {
         layout_(p),
         known_stride_(known_stride(p)),
         window_(window),
+        scale_(static_cast<A>(p.inverse_range / 2 / window.sum)),
+        whole_scale_(scale_ * window.sum),
         strip_(static_cast<V*>(scratch)),
         moments_(strip_ + layout_.strip(), layout_.columns),
         derivatives_(strip_ + layout_.strip() + layout_.window_of_columns(), layout_.columns),
@@ -368,6 +377,7 @@ class Item {
         p_.weight.data ? plane<const A>(p_.weight, n_, c_) + z_ * p_.weight.stride_d : nullptr;
     for (int i = 0; i < width; ++i) sum_[i] = squares_[i] = absolute_[i] = 0;
     choose_pivot();
+    make_constants();
   }
 
   // ---- map rows [y, y + width) over all of the item's columns ----
@@ -528,6 +538,17 @@ class Item {
     pivot_v_ = pivot.input - pivot.target;
   }
 
+  // once there is a pivot
+  void make_constants() {
+    // what pixels are scaled by once they are filtered, and what of a data range of 1 that leaves
+    const double scale = static_cast<double>(scale_) * window_.sum;
+    const double range = scale / (p_.inverse_range / 2), half = range * range / 2;
+    const auto constant = [](double x) { return splat<A>(static_cast<A>(x)); };
+    constants_ = {constant((static_cast<double>(pivot_input_) + pivot_target_) * scale),
+                  constant(pivot_v_ * scale), constant(p_.c1 * half), constant(p_.c2 * half),
+                  constant(window_.sum)};
+  }
+
   // ---- pixels ----
 
   struct Pixels {
@@ -543,9 +564,8 @@ class Item {
       return {((a - input) + (b - target)) * scale, ((a - b) - v) * scale};
     }
   };
-  SSIM_INLINE A scale() const { return static_cast<A>(p_.inverse_range / 2); }
-  SSIM_INLINE Pivots pivots() const {
-    return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_), splat<A>(scale())};
+  SSIM_INLINE Pivots pivots(A scale) const {
+    return {splat<A>(pivot_input_), splat<A>(pivot_target_), splat<A>(pivot_v_), splat<A>(scale)};
   }
 
   // A block's columns of the image. kStride: that of a row where all of them lie in the image, if
@@ -577,7 +597,7 @@ class Item {
   // u and v of rows [y, y + count) and columns [x, x + width), rows in the image only
   template <int kStride>
   SSIM_INLINE void load_pixels(int64_t y, int64_t x, Lanes lanes, int64_t count, V* u, V* v) const {
-    const Pivots taken = pivots();
+    const Pivots taken = pivots(scale_);
     const int64_t step_a = p_.input.stride_h, step_b = p_.target.stride_h;
     const T* a = input_ + y * step_a + x * p_.input.stride_w;
     const T* b = target_ + y * step_b + x * p_.target.stride_w;
@@ -629,7 +649,7 @@ class Item {
 
   // u and v, whose squares are made while they are filtered
   SSIM_INLINE void fill_pixels(int64_t y, int64_t x, int64_t count, V* u, V* v) const {
-    const Pixels outside = pivots().pixels(V{}, V{});
+    const Pixels outside = pivots(scale_).pixels(V{}, V{});
     const int64_t top = smaller(larger(0, -y), count);
     const int64_t bottom = smaller(larger(top, p_.h - y), count);
     for (int64_t i = 0; i < top; ++i) u[i] = outside.u, v[i] = outside.v;
@@ -643,7 +663,7 @@ class Item {
   // The same for volumes and masks: all four maps, filtered along z. Where there is a mask, pixels
   // outside the image are masked, too.
   SSIM_INLINE void fill_products(int64_t y, int64_t x, int64_t count, V* to, int64_t stride) const {
-    const Pivots taken = pivots();
+    const Pivots taken = pivots(scale_);
     const Pixels outside = p_.mask.data ? Pixels{} : taken.pixels(V{}, V{});
     const Lanes lanes = lanes_in_image(x);
     const int64_t top = z_ - p_.z.pad;
@@ -750,7 +770,7 @@ class Item {
   // moments of the zeros beside the image
   SSIM_INLINE void fill_outside(int64_t column) {
     const bool masked = kGeneral && p_.mask.data;
-    const Pixels outside = masked ? Pixels{} : pivots().pixels(V{}, V{});
+    const Pixels outside = masked ? Pixels{} : pivots(scale_).pixels(V{}, V{});
     const V values[kMaps] = {outside.u * outside.u, outside.v * outside.v, outside.u, outside.v};
     for (int map = 0; map < kMaps; ++map) {
       V* to = moments_.at(map, column);
@@ -834,7 +854,7 @@ class Item {
       }
       const V* columns = moments_.at(map, column);
       const auto at = [columns](int64_t i) { return columns[i]; };
-      filter<A, taps, Middle::any>(at, window_.x, p_.x.taps, filtered[map]);
+      filter<A, taps, kMiddle>(at, window_.x, p_.x.taps, filtered[map]);
     }
     V weights[width];  // of the derivatives
     const bool is_weighted = weight_ != nullptr, is_masked = kGeneral && p_.mask.data;
@@ -874,7 +894,7 @@ class Item {
   // the map of one block, and its derivatives, at column `to`
   SSIM_INLINE void formula(const V (&filtered)[kMaps][width], int64_t to, const Ahead& ahead,
                            V (&values)[width]) {
-    const Constants<A> constant = constants();
+    const Constants<A> constant = constants_;
     if (p_.kind != Kind::ssim) {
       if constexpr (!kGeneral) {
         for (int i = 0; i < width; ++i) ahead.prefetch_others(p_, i);
@@ -885,7 +905,7 @@ class Item {
     }
     for (int i = 0; i < width; ++i) {
       if constexpr (!kGeneral) ahead.prefetch_others(p_, i);
-      const Moments<V> m = moments<A>(filtered, i);
+      const Moments<V> m = constant.moments(filtered, i);
       const Terms<V> t = constant.terms_of(m);
       values[i] = twice(delta<V>(t));
       if constexpr (kGrads > 0) {
@@ -897,11 +917,6 @@ class Item {
         if constexpr (kGrads == 2) *derivatives_.at(kMeanV, to + i) = d.mean_v;
       }
     }
-  }
-
-  SSIM_INLINE Constants<A> constants() const {
-    return {splat<A>((pivot_input_ + pivot_target_) * scale()), splat<A>(pivot_v_ * scale()),
-            splat<A>(static_cast<A>(p_.c1 / 2)), splat<A>(static_cast<A>(p_.c2 / 2))};
   }
 
   // adds this item's own windows to its sums
@@ -1009,7 +1024,7 @@ class Item {
         const V* columns = derivatives_.at(map, block * width);
         const auto at = [columns](int64_t i) { return columns[i]; };
         V out[width];
-        filter<A, taps, Middle::any>(at, window_.x, p_.x.taps, out);
+        filter<A, taps, kMiddle>(at, window_.x, p_.x.taps, out);
         store_columns(out, rows + layout_.halo_y);
       } else {  // below the map
         for (int i = 0; i < width; ++i) rows[layout_.halo_y + i] = V{};
@@ -1043,8 +1058,8 @@ class Item {
 
   template <int kStride>
   SSIM_INLINE void combine(int64_t y, int64_t x, Lanes lanes, const V (&filtered)[kMaps][width]) {
-    const V scale = splat<A>(static_cast<A>(p_.grad_scale * p_.inverse_range));
-    const Pivots taken = pivots();
+    const V scale = splat<A>(static_cast<A>(p_.grad_scale * p_.inverse_range / window_.sum));
+    const Pivots taken = pivots(whole_scale_);
     const int64_t from = larger(y0_ - y, 0), to = smaller(y1_ - y, width);
     const T* a = at<const T>(p_.input, y + from, x);
     const T* b = at<const T>(p_.target, y + from, x);
@@ -1106,62 +1121,58 @@ int64_t window_bytes(const Problem& p) {
   return round_up((p.z.taps + p.y.taps + p.x.taps) * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
-// The window's weights times `sum`, rounded so that they sum to it as nearly as they can: for the
-// reason that single_window() in ssim_fused/_windows.py gives, and in its way.
+// The window's weights divided by the middle one.
 template <typename A>
-void round_window(const Window& window, double sum, A* to) {
-  const int64_t middle = window.taps / 2;
-  for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] * sum);
+double divide_window(const Window& window, A* to) {
+  double sum = 0;
+  for (int64_t k = 0; k < window.taps; ++k) {
+    to[k] = static_cast<A>(window.weights[k] / window.weights[window.taps / 2]);
+    sum += static_cast<double>(to[k]);
+  }
+  return sum;
+}
+
+// What is missing of `sum`, which weights that were rounded do not quite make, is given to others
+// than the middle one: for the reason that single_window() in ssim_fused/_windows.py gives, and in
+// its way.
+template <typename A>
+void round_window(int64_t taps, double sum, A* window) {
+  const int64_t middle = taps / 2;
   const auto add_missing = [&](int64_t i) {
     double missing = sum;
-    for (int64_t k = 0; k < window.taps; ++k) missing -= static_cast<double>(to[k]);
-    to[i] += static_cast<A>(i == middle ? missing : missing / 2);
-    to[window.taps - 1 - i] = to[i];
+    for (int64_t k = 0; k < taps; ++k) missing -= static_cast<double>(window[k]);
+    window[i] += static_cast<A>(missing / 2);
+    window[taps - 1 - i] = window[i];
   };
-  int64_t largest = middle, finest = -1;
-  for (int64_t k = middle - 1; k >= 0; --k) {
-    if (to[k] > to[largest]) largest = k;
+  int64_t largest = 0, finest = -1;
+  for (int64_t k = 1; k < middle; ++k) {
+    if (window[k] > window[largest]) largest = k;
   }
   add_missing(largest);
   for (int64_t k = 0; k < middle; ++k) {
-    if (k == largest || to[k] <= A(1e-4) * to[largest]) continue;
-    if (finest < 0 || to[k] < to[finest]) finest = k;
+    if (k == largest || window[k] <= A(1e-4) * window[largest]) continue;
+    if (finest < 0 || window[k] < window[finest]) finest = k;
   }
   if (finest >= 0) add_missing(finest);
-}
-
-// What the window's weights are divided by. A middle one too small for that is too small to matter.
-template <typename A>
-double middle_of(const Window& window) {
-  const auto size = [](double x) { return x < 0 ? -x : x; };
-  double largest = 0;
-  for (int64_t k = 0; k < window.taps; ++k) {
-    if (size(window.weights[k]) > largest) largest = size(window.weights[k]);
-  }
-  const double least = largest * static_cast<double>(std::numeric_limits<A>::epsilon()) / 16;
-  const double middle = window.weights[window.taps / 2];
-  return size(middle) < least ? least : middle;
 }
 
 template <typename A, Middle kMiddle>
 Windows<A> copy_windows(const Problem& p, void* scratch) {
   A* z = static_cast<A*>(scratch);
   A *y = z + p.z.taps, *x = y + p.y.taps;
-  const auto copy = [](const Window& window, double divisor, A* to) {
-    for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k] / divisor);
+  const auto copy = [](const Window& window, A* to) {
+    for (int64_t k = 0; k < window.taps; ++k) to[k] = static_cast<A>(window.weights[k]);
   };
-  copy(p.z, 1, z);
+  copy(p.z, z);
   if constexpr (kMiddle == Middle::any) {
-    copy(p.y, 1, y);
-    copy(p.x, 1, x);
-    return {z, y, x, A(1)};
+    copy(p.y, y);
+    copy(p.x, x);
+    return {z, y, x, A(1), A(1)};
   }
-  copy(p.y, middle_of<A>(p.y), y);
-  y[p.y.taps / 2] = A(1);
-  double sum = 0;
-  for (int64_t k = 0; k < p.y.taps; ++k) sum += static_cast<double>(y[k]);
-  round_window(p.x, 1 / sum, x);
-  return {z, y, x, static_cast<A>(sum)};
+  const double sum_y = divide_window(p.y, y), sum_x = divide_window(p.x, x);
+  const A sum = static_cast<A>(sum_y * sum_x);
+  round_window(p.x.taps, static_cast<double>(sum) / sum_y, x);
+  return {z, y, x, static_cast<A>(sum_y), sum};
 }
 
 struct Range {
@@ -1207,7 +1218,7 @@ void run_grads(const Problem& p, Range range) {
 template <typename T>
 void run_typed(const Problem& p, Range range) {
   using A = typename Accumulate<T>::type;
-  const bool fast = p.has_fast_taps();
+  const bool fast = p.has_fast_windows();
   if (fast && !p.is_general()) return run_grads<T, kFastTaps, false>(p, range);
   if constexpr (std::is_same_v<T, A>) {
     if (!p.is_general()) return run_grads<T, 0, false>(p, range);

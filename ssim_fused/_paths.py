@@ -146,13 +146,16 @@ def why_reference(request: Request, device: str | None = None) -> str | None:
 def in_float32(request: Request, device: str | None = None) -> bool:
     """Whether other types are converted to float32 first, and not in the kernel.
 
-    The CPU kernels for volumes, masked images and windows other than 11 x 11 know float32 and
-    float64 alone. And float16 gradients of weighted means would fall below its smallest number.
+    The CPU kernels for volumes, masked images and windows other than 11 x 11 (or with next to
+    nothing in the middle: Window::is_fast in csrc/ssim_cpu.h) know float32 and float64 alone. And
+    float16 gradients of weighted means would fall below its smallest number.
     """
     if request.input.dtype in (torch.float32, torch.float64):
         return False
     device = device or request.input.device.type
-    general = request.axes() == 3 or request.settings.taps(request.axes()) != [11, 11]
+    settings = request.settings
+    general = request.axes() == 3 or settings.taps(request.axes()) != [11, 11]
+    general = general or any(16 * window[5] < max(window) for window in settings.windows)
     if device == "cpu" and (general or request.mask is not None):
         return True
     return request.share is not None and request.input.dtype == torch.float16

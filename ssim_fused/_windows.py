@@ -24,8 +24,9 @@ def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
     """Taps in float32 that sum to 1 as nearly as they can.
 
     Taps that sum to 1 + e make each variance wrong by e times the squared mean: of a bright image,
-    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the largest, and
-    what is left of it to small taps, whose steps are finer; none is so small that it would show.
+    with the 6e-8 of one rounding, the value's sixth digit. What is missing goes to the largest, of
+    a uniform window's the outermost, and what is left of it to small taps, whose steps are finer;
+    none is so small that it would show.
     """
     taps = [_single(tap) for tap in window]
     middle = len(taps) // 2
@@ -34,9 +35,9 @@ def single_window(window: tuple[float, ...]) -> tuple[float, ...]:
         share = (1 - math.fsum(taps)) / (1 if i == middle else 2)
         taps[i] = taps[-1 - i] = _single(taps[i] + share)
 
-    largest = max(range(middle, -1, -1), key=taps.__getitem__)
+    largest = max(range(middle + 1), key=taps.__getitem__)
     add_missing(largest)
-    fine = [i for i in range(middle) if i != largest and taps[i] > 1e-4 * taps[largest]]
+    fine = [i for i in range(middle + 1) if i != largest and taps[i] > 1e-4 * taps[largest]]
     if fine:
         add_missing(min(fine, key=taps.__getitem__))
     return tuple(taps)

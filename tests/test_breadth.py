@@ -104,6 +104,15 @@ def test_windows(path, name, padding):
             check_loss(PATHS[path], x, y, padding=padding, reduction=reduction, **WINDOWS[name])
 
 
+@pytest.mark.parametrize("name", ["nothing in the middle", "next to nothing in the middle"])
+def test_windows_without_a_middle_in_half_precision(name):
+    # as with every window that the kernel has no code of its own for, pixels become float32 first
+    x, y = pictures((1, 2, 35, 41), torch.bfloat16)
+    loss = ssim_fused.ssim_loss(x, y, **WINDOWS[name])
+    in_float32 = ssim_fused.ssim_loss(x.float(), y.float(), **WINDOWS[name])
+    assert torch.equal(loss, in_float32.to(loss.dtype))
+
+
 def test_a_window_may_be_a_tensor():
     x, y = pictures((1, 1, 20, 21))
     as_list = ssim_fused.ssim_loss(x, y, window=OWN)

@@ -33,7 +33,6 @@
 // its gradient is filtered along z in a pass of its own, since each slice gets a share of 2 x pad
 // others.
 #include <initializer_list>
-#include <limits>
 #include <type_traits>
 
 #include "simd.h"
@@ -254,8 +253,9 @@ SSIM_INLINE V twice(V x) {
   return x + x;
 }
 
+// the derivatives that are filtered, from those of ssim_math.h
 template <int kGrads, typename V>
-SSIM_INLINE Derivatives<V> in_halves(Derivatives<V> d) {
+SSIM_INLINE Derivatives<V> of_halves(Derivatives<V> d) {
   d.mean_u = twice(d.mean_u);
   d.square_u = twice(d.square_u);
   if (kGrads == 1) d.mean_u += d.mean_v;
@@ -275,7 +275,7 @@ __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
     const Terms<V> t = constant.terms_of(m);
     values[i] = twice(delta<V>(t, kind, one));
     if constexpr (kGrads > 0) {
-      const auto d = in_halves<kGrads>(derivatives<V>(t, m, kind, half, one));
+      const auto d = of_halves<kGrads>(derivatives<V>(t, m, kind, half, one));
       out[kSquareU][i] = d.square_u;
       out[kSquareV][i] = d.square_v;
       out[kMeanU][i] = d.mean_u;
@@ -910,7 +910,7 @@ class Item {
       values[i] = twice(delta<V>(t));
       if constexpr (kGrads > 0) {
         const V half = splat<A>(Constants<A>::kHalf);
-        const auto d = in_halves<kGrads>(derivatives<V>(t, m, half));
+        const auto d = of_halves<kGrads>(derivatives<V>(t, m, half));
         *derivatives_.at(kSquareU, to + i) = d.square_u;
         *derivatives_.at(kSquareV, to + i) = d.square_v;
         *derivatives_.at(kMeanU, to + i) = d.mean_u;
@@ -1121,7 +1121,7 @@ int64_t window_bytes(const Problem& p) {
   return round_up((p.z.taps + p.y.taps + p.x.taps) * static_cast<int64_t>(sizeof(A)), kAlign);
 }
 
-// The window's weights divided by the middle one.
+// the window's weights divided by the middle one; their sum
 template <typename A>
 double divide_window(const Window& window, A* to) {
   double sum = 0;

@@ -233,7 +233,7 @@ class Columns {
 template <typename A>
 struct Constants {
   Vec<A> pivot_u, pivot_v, c1, c2, sum;
-  static constexpr A kHalf = 1;  // ssim_math.h's
+  static SSIM_INLINE Vec<A> half() { return splat<A>(A(1)); }  // ssim_math.h's
 
   // Pixels come divided by the windows' sum. So filtered means are right, and filtered squares are
   // to be multiplied by it, which joins the subtraction that follows.
@@ -244,7 +244,7 @@ struct Constants {
   }
 
   SSIM_INLINE Terms<Vec<A>> terms_of(const Moments<Vec<A>>& m) const {
-    return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, splat<A>(kHalf));
+    return terms<Vec<A>>(m, pivot_u, pivot_v, c1, c2, half());
   }
 };
 
@@ -269,13 +269,13 @@ __attribute__((noinline)) void any_kind(Kind kind, const Constants<A>& constant,
                                         Vec<A>* const (&out)[kMaps],
                                         Vec<A> (&values)[Simd<A>::width]) {
   using V = Vec<A>;
-  const V half = splat<A>(Constants<A>::kHalf), one = splat<A>(A(0.5));  // the halved map's
+  const V one = splat<A>(A(0.5));  // the halved map's
   for (int i = 0; i < Simd<A>::width; ++i) {
     const Moments<V> m = constant.moments(filtered, i);
     const Terms<V> t = constant.terms_of(m);
     values[i] = twice(delta<V>(t, kind, one));
     if constexpr (kGrads > 0) {
-      const auto d = of_halves<kGrads>(derivatives<V>(t, m, kind, half, one));
+      const auto d = of_halves<kGrads>(derivatives<V>(t, m, kind, constant.half(), one));
       out[kSquareU][i] = d.square_u;
       out[kSquareV][i] = d.square_v;
       out[kMeanU][i] = d.mean_u;
@@ -713,6 +713,14 @@ class Item {
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
 
+  // what the block below shares with this one
+  template <typename Row>
+  SSIM_INLINE void keep_rows(Row&& row, V* kept) const {
+    const int64_t count = shared_rows();
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < count; ++i) kept[i] = row(i + width);
+  }
+
   // moments of the columns [x, x + width), filtered down
   SSIM_BLOCK_INLINE void filter_down(int64_t y, int64_t x, int64_t column) {
     if (x + width <= 0 || x >= p_.w) return fill_outside(column);
@@ -728,11 +736,7 @@ class Item {
       const auto row = [&](int64_t i) { return kSquared ? square(plain(i)) : plain(i); };
       V out[width];
       filter<A, taps, kMiddle>(row, window_.y, p_.y.taps, out);
-      if (!kSquared && keeps_pixels()) {  // the last of the filters that read them
-        const int64_t count = shared_rows();
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < count; ++i) tail[i] = plain(i + width);
-      }
+      if (!kSquared && keeps_pixels()) keep_rows(plain, tail);  // no other filter reads them
       store_columns(out, moments_.at(map, column));
     };
     if constexpr (kGeneral) {
@@ -909,8 +913,7 @@ class Item {
       const Terms<V> t = constant.terms_of(m);
       values[i] = twice(delta<V>(t));
       if constexpr (kGrads > 0) {
-        const V half = splat<A>(Constants<A>::kHalf);
-        const auto d = of_halves<kGrads>(derivatives<V>(t, m, half));
+        const auto d = of_halves<kGrads>(derivatives<V>(t, m, constant.half()));
         *derivatives_.at(kSquareU, to + i) = d.square_u;
         *derivatives_.at(kSquareV, to + i) = d.square_v;
         *derivatives_.at(kMeanU, to + i) = d.mean_u;
@@ -1033,8 +1036,7 @@ class Item {
       if constexpr (taps == 0) copy_rows(kept, rows);
       const auto row = [kept, rows](int64_t i) { return i < taps - 1 ? kept[i] : rows[i]; };
       filter<A, taps, kMiddle>(row, window_.y, p_.y.taps, filtered[map]);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < shared; ++i) kept[i] = row(i + width);
+      keep_rows(row, kept);
     }
     const int64_t x = x0_ + block * width;
     y -= p_.y.pad;
